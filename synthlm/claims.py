@@ -1,0 +1,246 @@
+"""Verdicts on the claims about learning and forgetting, by a rule fixed before the numbers are seen.
+
+C1: full finetuning with the pretraining optimizer (the matched arm) keeps more, at the same learning, than full
+finetuning with another optimizer. C2: it keeps more than LoRA. The effect of one cell (base, language, other arm) and
+seed is the matched arm's frontier minus the other arm's, averaged over the matched levels; a seed's effect is the mean
+over its cells; the verdict is a paired t interval over seeds.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from synthlm.bases import PASS_ACCURACY, base_optimizers, judge_bases, passed_pairs
+from synthlm.frontier import (
+    LEVELS,
+    MINIMUM_TOP,
+    ON_GRID,
+    OUTCOMES,
+    Frontiers,
+    best_rates,
+    frontiers,
+    matched_levels,
+)
+from synthlm.statistics import LEVEL, Paired, holm, paired_difference
+from synthlm.verdicts import CellResult, Estimate, Verdict
+
+SMALLEST_EFFECT = 0.02
+"""Smallest effect of interest: two points of accuracy on the old language."""
+
+ALPHA = round(1 - LEVEL, 6)
+
+RULE = (
+    f"Effect: old accuracy kept by the matched arm minus that kept by the other arm at the same learning (rescaled"
+    f" learning {LEVELS[0]:.2f} to {LEVELS[-1]:.2f} in steps of 0.05, as far as both arms get in every seed; cells whose"
+    f" common levels end below {MINIMUM_TOP:g} have no common learning and do not count), averaged over levels, then over"
+    f" cells, one number a seed. Bases that failed pretraining do not count, nor do control bases. Supported: the"
+    f" {LEVEL:.0%} t interval over paired seeds lies above 0 and the effect is at least {SMALLEST_EFFECT:g}."
+    f" Contradicted: the interval lies below {SMALLEST_EFFECT:g}, the smallest effect of interest. Otherwise, and with"
+    f" fewer than two seeds: inconclusive. p values of cells and groups are Holm-corrected (alpha {ALPHA:g})."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: its text, where it comes from, and which arms (a row of ``Frontiers.cells``) it sets against."""
+
+    name: str
+    statement: str
+    source: str
+    against: Callable[[pd.Series, str], bool]
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "Full finetuning with the pretraining optimizer forgets less, at the same learning of the new task, than full"
+        " finetuning with another optimizer.",
+        "arXiv 2605.06654; arXiv 2605.10468",
+        lambda arm, optimizer: arm["method"] == "full" and arm["optimizer"] != optimizer,
+    ),
+    Claim(
+        "C2",
+        "Full finetuning with the pretraining optimizer forgets less, at the same learning of the new task, than LoRA.",
+        "arXiv 2605.06654; arXiv 2605.10468 disagrees in part",
+        lambda arm, optimizer: arm["method"] == "lora",
+    ),
+)
+
+CONSTANTS = {
+    "smallest_effect": SMALLEST_EFFECT,
+    "alpha": ALPHA,
+    "minimum_top": MINIMUM_TOP,
+    "pass_accuracy": PASS_ACCURACY,
+    "levels": [float(level) for level in LEVELS],
+}
+
+ARTIFACTS = ("frontier", "forgetting_matrix", "lr_sensitivity", "pretraining", "results.csv")
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """A verdict on every claim, from the tidy results table."""
+    found, bases = frontiers(table), judge_bases(table)
+    rates = best_rates(found)
+    return [_judge(claim, found, bases, rates) for claim in CLAIMS]
+
+
+def decide(effect: Estimate) -> tuple[str, str]:
+    """Verdict and reason by RULE, for an effect with its t interval."""
+    if effect.n == 0:
+        return "inconclusive", "no cell with common learning on a base that passed pretraining"
+    if not math.isfinite(effect.low):
+        return "inconclusive", "a single seed has no interval"
+    if effect.low > 0 and effect.effect >= SMALLEST_EFFECT:
+        return "supported", "the interval lies above 0 and the effect is large enough to matter"
+    if effect.high < 0:
+        return "contradicted", "the interval lies below 0: the effect is reversed"
+    if effect.high < SMALLEST_EFFECT:
+        return "contradicted", f"the interval excludes every effect of at least {SMALLEST_EFFECT:g}"
+    return "inconclusive", "the interval holds both effects that matter and effects that do not"
+
+
+def _judge(claim: Claim, found: Frontiers, bases: pd.DataFrame, rates: pd.DataFrame) -> Verdict:
+    passed, optimizers = passed_pairs(bases), base_optimizers(bases)
+    outcomes = (*OUTCOMES, "area")
+    areas = found.area()
+    frames, cells = [], []
+    for (base, language), group in found.cells.groupby(["base", "language"]):
+        optimizer = optimizers[base]
+        arms = group.drop_duplicates("arm")
+        matched = arms[(arms["method"] == "full") & (arms["optimizer"] == optimizer)]
+        others = [arm for _, arm in arms.iterrows() if claim.against(arm, optimizer)]
+        if matched.empty:
+            continue
+        name = matched.iloc[0]["arm"]
+        for other in others:
+            pair = _pair(group, name, other["arm"])
+            good = pair[[(base, seed) in passed for seed in pair["seed"]]]
+            rows = good if len(good) else pair
+            left, right = rows["row_matched"].to_numpy(), rows["row_other"].to_numpy()
+            kept = found.curves["kept"]
+            levels = matched_levels(kept[np.concatenate([left, right])])
+            values = {key: _at_levels(found.curves[key], left, right, levels) for key in OUTCOMES}
+            values["area"] = areas[left] - areas[right]
+            why = _why_not(base, optimizer, pair, good, levels)
+            cells.append(
+                CellResult(
+                    base, language, name, other["arm"],
+                    _estimate(f"{base}/{language}/{other['arm']}", paired_difference(values["kept"])),
+                    tuple(int(seed) for seed in rows["seed"]),
+                    float(LEVELS[levels].min()) if levels.any() else math.nan,
+                    float(LEVELS[levels].max()) if levels.any() else math.nan,
+                    float(rows["top_matched"].min()) if len(rows) else math.nan,
+                    float(rows["top_other"].min()) if len(rows) else math.nan,
+                    why == "", why,
+                )
+            )  # fmt: skip
+            if not why:
+                keys = {"base": base, "language": language, "other": other["arm"]}
+                frames.append(good[["seed"]].assign(**keys, **values))
+    columns = ["seed", "base", "language", "other", *outcomes]
+    counted = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    effect = _mean_over_cells(claim.name, counted, "kept")
+    verdict, reason = decide(effect)
+    corrected = iter(holm([cell.estimate.p for cell in cells if cell.counted]))
+    cells = [_with_holm(cell, next(corrected)) if cell.counted else cell for cell in cells]
+    groups = [estimate for key in ("other", "base", "language") for estimate in _by(counted, key)]
+    secondary = [_mean_over_cells(key, counted, key) for key in outcomes if key != "kept"]
+    return Verdict(
+        claim.name, claim.statement, claim.source, verdict, reason, effect, RULE, tuple(cells), tuple(groups),
+        tuple(estimate for estimate in secondary if estimate.n), ARTIFACTS,
+        tuple(_caveats(cells, counted, bases, rates, found)),
+    )  # fmt: skip
+
+
+def _pair(group: pd.DataFrame, matched: str, other: str) -> pd.DataFrame:
+    """Seeds that have both arms: columns seed, row_* (position in Frontiers.cells), top_*."""
+
+    def side(arm: str) -> pd.DataFrame:
+        rows = group[group["arm"] == arm]
+        return pd.DataFrame({"seed": rows["seed"], "row": rows.index, "top": rows["top"]})
+
+    return side(matched).merge(side(other), on="seed", suffixes=("_matched", "_other")).sort_values("seed")
+
+
+def _at_levels(
+    curves: NDArray[np.float64], left: NDArray[np.int64], right: NDArray[np.int64], levels: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """[seed]: mean over the matched levels of left minus right; NaN without levels."""
+    if not levels.any():
+        return np.full(len(left), np.nan)
+    return (curves[left][:, ON_GRID[levels]] - curves[right][:, ON_GRID[levels]]).mean(axis=1)
+
+
+def _why_not(
+    base: str, optimizer: str, pair: pd.DataFrame, good: pd.DataFrame, levels: NDArray[np.bool_]
+) -> str:
+    if pair.empty:
+        return "no seed has both arms"
+    if good.empty:
+        return "the base failed pretraining"
+    if not levels.any():
+        return "no common learning"
+    return "" if base == optimizer else "control base"
+
+
+def _estimate(name: str, paired: Paired, p_holm: float = math.nan) -> Estimate:
+    interval = paired.interval
+    return Estimate(name, interval.mean, interval.low, interval.high, interval.n, paired.p, p_holm)
+
+
+def _with_holm(cell: CellResult, p_holm: float) -> CellResult:
+    return replace(cell, estimate=replace(cell.estimate, p_holm=p_holm))
+
+
+def _mean_over_cells(name: str, counted: pd.DataFrame, outcome: str) -> Estimate:
+    per_seed = counted.groupby("seed")[outcome].mean().to_numpy(dtype=float)
+    return _estimate(name, paired_difference(per_seed))
+
+
+def _by(counted: pd.DataFrame, key: str) -> list[Estimate]:
+    """The effect within each value of ``key``, Holm-corrected over them."""
+    found = [_mean_over_cells(f"{key}: {value}", rows, "kept") for value, rows in counted.groupby(key)]
+    return [
+        replace(estimate, p_holm=p)
+        for estimate, p in zip(found, holm([estimate.p for estimate in found]), strict=True)
+    ]
+
+
+def _caveats(
+    cells: list[CellResult], counted: pd.DataFrame, bases: pd.DataFrame, rates: pd.DataFrame, found: Frontiers
+) -> list[str]:
+    notes = []
+    n = counted["seed"].nunique()
+    if n < 5:
+        notes.append(f"{n} paired seed{'' if n == 1 else 's'}: fewer than the 5 a headline asks for")
+    for base, rows in bases[~bases["passed"]].groupby("base"):
+        seeds = "; ".join(f"seed {row.seed}: {row.why}" for row in rows.itertuples())
+        notes.append(f"base {base} failed pretraining ({seeds})")
+    if counted.groupby("seed").size().nunique() > 1:
+        notes.append("seeds do not have the same cells, so seed means differ in what they average over")
+    signs = [cell.estimate.effect > 0 for cell in cells if cell.counted]
+    if len(set(signs)) > 1:
+        notes.append(f"the matched arm keeps more in {sum(signs)} of {len(signs)} cells, not in the others")
+    for cell in cells:
+        if cell.why == "no common learning":
+            notes.append(
+                f"no common learning: {cell.base} / {cell.language}: {cell.matched} reaches {cell.matched_top:.2f},"
+                f" {cell.other} {cell.other_top:.2f}"
+            )
+    used = {(c.base, c.language, arm) for c in cells if c.counted for arm in (c.matched, c.other)}
+    here = rates[[key in used for key in zip(rates["base"], rates["language"], rates["arm"], strict=True)]]
+    for row in here[here["edge"] != ""].itertuples():
+        end = "the only one" if row.edge == "only" else f"the {'lowest' if row.edge == 'low' else 'highest'}"
+        notes.append(f"best learning rate {row.lr:g} is {end} swept: {row.base} / {row.language} / {row.arm}")
+    if here["rates"].nunique() > 1:
+        notes.append(f"arms swept {here['rates'].min()} to {here['rates'].max()} learning rates each")
+    diverged = int(here["diverged"].sum())
+    if diverged:
+        notes.append(
+            f"{diverged} of {int(here['runs'].sum())} runs diverged; they count up to their divergence"
+        )
+    return notes

@@ -1,0 +1,346 @@
+"""The command line. It knows all parts and does nothing itself; heavy imports wait until a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from synthlm.store import Store
+
+app = typer.Typer(
+    name="synthlm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""
+What an optimizer does to what a model knows: small transformers on synthetic languages.
+
+\b
+Start here:
+  synthlm run-grid smoke --dry-run     what the smallest study would train, in how much time
+  synthlm run-grid smoke               run it: tables, figures and verdicts in results/smoke
+  synthlm tasks                        the languages; 'synthlm tasks facts' shows sequences
+  synthlm train --language facts       one model
+  synthlm runs                         what has been trained
+
+Everything trained is kept in a store (the folder 'store') and is never trained twice.
+""",
+)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder that keeps finished jobs.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Any other setting; may be repeated.")
+]
+JobOption = Annotated[
+    Path | None, typer.Option("--job", help="Read the job from JSON (also a failure's record) instead.")
+]
+
+
+@app.command("run-grid")
+def run_grid(
+    grid: Annotated[
+        str, typer.Argument(metavar="PRESET_OR_FILE", help="smoke, laptop, paper, or a TOML file.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Results folder.", show_default="results/NAME")] = None,
+    store: StoreOption = Path("store"),
+    figures: Annotated[
+        str | None, typer.Option(help="Names, with commas between; the grid's own by default.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds, instead of the grid's.")] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes.", show_default="usable cores; 1 on a GPU")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local (worker processes) or inline (this process).")] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count jobs, time and disk; train nothing.")
+    ] = False,
+) -> None:
+    """Run a whole study: train what is missing, then write tables, figures, verdicts and a report.
+
+    \b
+    synthlm run-grid laptop --dry-run
+    synthlm run-grid laptop --seeds 5 --out results/five-seeds
+    synthlm run-grid my-study.toml --workers 1
+
+    It can be killed at any time; the same command goes on where it was. Exit code 0: all done; 1: some jobs failed
+    (the rest is done); 2: something in the command or the grid is wrong.
+    """
+    from synthlm.engines import ENGINES, make_engine, resolve_device
+    from synthlm.store import Store, check_writable
+
+    where = resolve_device(device)
+    _check_engine(engine, list(ENGINES), workers)
+    from synthlm import driver, experiments
+
+    chosen = None if figures is None else [name.strip() for name in figures.split(",") if name.strip()]
+    settings = experiments.load_grid(grid, seeds, chosen)
+    study = experiments.study(settings)
+    if dry_run:
+        from synthlm.estimate import estimate
+
+        pool = make_engine(engine, Store(store), where, workers)
+        typer.echo(estimate(study, Store(store), where, pool.workers).text())
+        return
+    from synthlm import report
+    from synthlm.progress import duration, make_display
+
+    names = list(settings.figures) or None
+    out = out or Path("results") / Path(grid).stem
+    check_writable(out, "out")
+    kept = Store(store)
+    pool = make_engine(engine, kept, where, workers)
+    display = make_display()
+    kept.warn = display.note
+    try:
+        summary, table = driver.run_to_table(study, kept, pool, display, where)
+    except KeyboardInterrupt:
+        display.note("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    finally:
+        pool.close()
+        display.close()
+    if len(table):
+        report.write_report(study, table, out, names)
+    _print_failures(summary)
+    typer.echo(
+        f"{summary.done} jobs done ({summary.cached} cached, {summary.trained} trained), {summary.failed} failed"
+        + (f", {summary.blocked} not run because they need one that failed" if summary.blocked else "")
+        + f"; {duration(summary.seconds)}"
+    )
+    if len(table):
+        typer.echo(f"results in {out}; read {out / 'report.html'} first")
+    if summary.failed or summary.blocked:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    language: Annotated[str, typer.Option(help="What to learn; see 'synthlm tasks'.")] = "facts",
+    optimizer: Annotated[str, typer.Option(help="adamw, muon, sgd, ...")] = "adamw",
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the hidden matrices.")] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of language, initialization and order.")] = 0,
+    settings: SetOption = None,
+    job: JobOption = None,
+    store: StoreOption = Path("store"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Train one model from scratch; print its key and the folder it lies in.
+
+    \b
+    synthlm train --language facts --optimizer muon --lr 0.02 --steps 2000
+    synthlm train --language modular --set model.width=32 --set training.schedule.shape=cosine
+    synthlm train --job store/failed/KEY.json
+    """
+    from synthlm import options
+    from synthlm.engines import resolve_device
+    from synthlm.store import Store
+
+    where = resolve_device(device)
+    if job is None:
+        wanted: Any = options.pretrain_job(language, optimizer, lr, steps, seed, settings or [])
+    else:
+        wanted = options.read_job(job, "pretrain")
+    _run_one(wanted, [wanted], Store(store), where)
+
+
+@app.command()
+def finetune(
+    base: Annotated[str | None, typer.Option(help="Key (or its beginning) of a pretrained model.")] = None,
+    language: Annotated[
+        str, typer.Option(help="What to learn now; drawn anew under the label new-NAME.")
+    ] = "facts",
+    optimizer: Annotated[str, typer.Option(help="adamw, muon, sgd, ...")] = "adamw",
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    seed: Annotated[int | None, typer.Option(help="The base's own by default.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Finetune through LoRA of this rank.")] = None,
+    settings: SetOption = None,
+    job: JobOption = None,
+    store: StoreOption = Path("store"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a stored model further; print the new key and the folder it lies in.
+
+    \b
+    synthlm finetune --base 3fa9 --language facts --optimizer muon --lr 0.01
+    synthlm finetune --base 3fa9 --language modular --rank 8
+    """
+    from synthlm import options
+    from synthlm.config import InputError
+    from synthlm.engines import resolve_device
+    from synthlm.store import Store
+
+    where = resolve_device(device)
+    kept = Store(store)
+    if job is not None:
+        wanted: Any = options.read_job(job, "finetune")
+    elif base is None:
+        raise InputError("base: required, but not given; 'synthlm runs kind=pretrain' lists the bases")
+    else:
+        arguments = (base, language, optimizer, lr, steps, seed, rank, settings or [])
+        wanted = options.finetune_job(kept, *arguments)
+    _run_one(wanted, [wanted.base, wanted], kept, where)
+
+
+@app.command()
+def runs(
+    query: Annotated[
+        list[str] | None, typer.Argument(help="Terms that must all fit; none: every job.")
+    ] = None,
+    store: StoreOption = Path("store"),
+    limit: Annotated[int, typer.Option(help="Most rows.")] = 50,
+) -> None:
+    """List what the store holds.
+
+    \b
+    synthlm runs kind=finetune optimizer.name=muon
+    synthlm runs status=failed
+    synthlm runs facts seed=0
+    """
+    from synthlm import listing
+
+    _console().print(listing.runs(_existing(store), " ".join(query or []), limit))
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="A job's key or its beginning.")],
+    store: StoreOption = Path("store"),
+) -> None:
+    """Show one job: config, manifest, files and curves, or the error it failed with."""
+    from synthlm import listing
+
+    _console().print(listing.show(_existing(store), key))
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="A language; none: list them.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed it is drawn from.")] = 0,
+    samples: Annotated[int, typer.Option(help="Sequences shown of each slice.")] = 4,
+    settings: SetOption = None,
+) -> None:
+    """List the languages, or show one: sample sequences with their slices, sizes, exact bits and loss floor.
+
+    \b
+    synthlm tasks
+    synthlm tasks facts --set items=100 --seed 3
+    """
+    from synthlm import options
+    from synthlm.config import choose, parse
+    from synthlm.tasks import LANGUAGES, build, describe, render
+
+    if name is None:
+        width = max(map(len, LANGUAGES))
+        for word, kind in LANGUAGES.items():
+            summary = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].replace("``", "").split())
+            typer.echo(f"{word:<{width}}  {summary}")
+        return
+    choose("language", name, list(LANGUAGES))
+    config = parse(LANGUAGES[name], options.assignments(settings or []), name)
+    _console().print(render(describe(build(config, seed), samples)))
+
+
+@app.command()
+def figures(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A results folder of run-grid.")],
+) -> None:
+    """Redraw the figures of a results folder from its tables; trains nothing."""
+    from synthlm import report
+    from synthlm.config import InputError
+
+    if not folder.is_dir():
+        raise InputError(f"folder: {folder} does not exist; 'synthlm run-grid' writes one")
+    for path in report.redraw(folder):
+        typer.echo(path)
+
+
+def main() -> None:
+    """Entry point: bad input becomes one message and exit code 2."""
+    try:
+        app()
+    except Exception as error:
+        from synthlm.config import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        print(f"synthlm: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check_engine(name: str, allowed: list[str], workers: int | None) -> None:
+    from synthlm.config import InputError, choose
+
+    choose("engine", name, allowed)
+    if workers is not None and workers < 1:
+        raise InputError(f"workers: {workers} should be at least 1")
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def _existing(root: Path) -> "Store":
+    from synthlm.store import Store
+
+    return Store(root, must_exist=True)
+
+
+def _print_failures(summary: Any) -> None:
+    for failure in summary.failures:
+        typer.echo(
+            f"failed: {failure.label} ({failure.key[:12]}): {failure.error}\n  repeat: {failure.repeat}",
+            err=True,
+        )
+
+
+class _Fixed:
+    """A study that wants the same few jobs whatever the results."""
+
+    def __init__(self, jobs: list[Any]) -> None:
+        self._jobs = jobs
+
+    def jobs(self, results: Any) -> list[Any]:
+        return self._jobs
+
+    def table(self, results: Any) -> Any:
+        raise NotImplementedError
+
+
+def _run_one(job: Any, jobs: list[Any], store: "Store", device: str) -> None:
+    """Run a job, and first those it needs, in this process."""
+    from synthlm import driver
+    from synthlm.engines import make_engine
+    from synthlm.progress import make_display
+
+    pool = make_engine("inline", store, device)
+    display = make_display()
+    store.warn = display.note
+    try:
+        summary = driver.run(_Fixed(jobs), store, pool, display, device)
+    except KeyboardInterrupt:
+        display.note("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    finally:
+        pool.close()
+        display.close()
+    _print_failures(summary)
+    if summary.failed or summary.blocked:
+        raise typer.Exit(1)
+    typer.echo(f"{job.label}{'' if summary.trained else ' (was already done)'}")
+    typer.echo(f"key     {job.key}\nfolder  {store.folder(job.key)}")
+
+
+if __name__ == "__main__":
+    main()

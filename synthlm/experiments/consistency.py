@@ -1,0 +1,369 @@
+"""The learning-forgetting study: does finetuning with the pretraining optimizer forget less? (claims C1, C2)
+
+Bases are pretrained with each optimizer at its own best learning rate, then finetuned by every arm (full or LoRA, each
+optimizer) over that arm's own learning rates; learning and forgetting are followed along each run. A sweep
+whose best learning rate lies at an edge widens itself. Protocol: our reconstruction of arXiv 2605.06654, whose body was not
+available; the tuning of every cell follows arXiv 2605.10468.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from synthlm.bases import PASS_ACCURACY
+from synthlm.config import Config
+from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training, sizes
+from synthlm.lora import LoraConfig
+from synthlm.model import ModelConfig
+from synthlm.optimizers import OptimizerConfig
+from synthlm.tasks import AnyLanguage
+
+
+class Record(Protocol):
+    """A finished job as the store serves it."""
+
+    manifest: dict[str, Any]
+    metrics: dict[str, list]
+
+
+Results = Callable[[Job], Record | None]
+
+
+class Sweep(Config):
+    """Learning rates, evenly spaced in log scale; ``widen`` more at most when the best is at an edge."""
+
+    lowest: float = Field(gt=0)
+    highest: float = Field(gt=0)
+    count: int = Field(6, ge=1)
+    widen: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Sweep":
+        if self.count > 1 and self.highest <= self.lowest:
+            raise ValueError(f"highest: {self.highest} must be above lowest {self.lowest}")
+        return self
+
+    def rate(self, index: int) -> float:
+        """The learning rate at a place on the grid, to four digits; places outside 0..count-1 continue it."""
+        ratio = (self.highest / self.lowest) ** (1 / (self.count - 1)) if self.count > 1 else 2.0
+        return float(f"{self.lowest * ratio**index:.4g}")
+
+
+class Rule(Config):
+    """An optimizer without its learning rate."""
+
+    name: str
+    weight_decay: float = Field(0.0, ge=0)
+    hyper: dict[str, float | int | bool | str] = {}
+
+    def at(self, lr: float) -> OptimizerConfig:
+        return OptimizerConfig(name=self.name, lr=lr, weight_decay=self.weight_decay, hyper=self.hyper)
+
+
+class Base(Config):
+    """How a base is pretrained. ``match_loss_of`` stops it at another base's final loss (and takes its own sweep)."""
+
+    optimizer: Rule
+    sweep: Sweep
+    match_loss_of: str | None = None
+
+
+class Arm(Config):
+    """How a base is finetuned."""
+
+    method: Method = Full()
+    optimizer: Rule
+    sweep: Sweep
+
+
+class Pretraining(Config):
+    language: AnyLanguage
+    training: Training
+    aux: OptimizerConfig
+    bases: dict[str, Base] = Field(min_length=1)
+
+
+class Finetuning(Config):
+    training: Training
+    aux: OptimizerConfig | None = None
+    languages: dict[str, AnyLanguage] = Field(min_length=1)
+    arms: dict[str, Arm] = Field(min_length=1)
+
+
+class ModelSettings(Config):
+    """The architecture; vocabulary and length follow from the languages."""
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    mlp: int = 256
+    activation: str = "relu2"
+    positions: str = "learned"
+    tied: bool = False
+
+
+class ConsistencyGrid(Config):
+    """A grid file (TOML). ``figures`` lists the figures to draw; empty means all."""
+
+    title: str
+    seeds: int = Field(3, ge=1)
+    figures: tuple[str, ...] = ()
+    model: ModelSettings = ModelSettings()
+    pretraining: Pretraining
+    finetuning: Finetuning
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ConsistencyGrid":
+        languages = [self.pretraining.language, *self.finetuning.languages.values()]
+        if len({sizes(language)[0] for language in languages}) > 1:
+            raise ValueError("finetuning.languages: every language needs the pretraining language's alphabet")
+        names = self.pretraining.bases
+        for name, base in names.items():
+            target = base.match_loss_of
+            if target is not None and (target not in names or names[target].match_loss_of is not None):
+                plain = [other for other, spec in names.items() if spec.match_loss_of is None]
+                raise ValueError(
+                    f"pretraining.bases.{name}.match_loss_of: {target!r} is not one of {', '.join(plain)}"
+                )
+        self.model_config_for()  # checks heads against width and the like before anything runs
+        return self
+
+    def model_config_for(self) -> ModelConfig:
+        shapes = [sizes(language) for language in (self.pretraining.language, *self.finetuning.languages.values())]
+        vocab, length = max(v for v, _ in shapes), max(t for _, t in shapes)
+        return ModelConfig.model_validate({"vocab": vocab, "length": length, **self.model.model_dump()})
+
+
+class ConsistencyStudy:
+    """Jobs and table of one grid. Everything is a function of finished results, so a killed study just goes on."""
+
+    def __init__(self, grid: ConsistencyGrid) -> None:
+        self.grid = grid
+        self.model = grid.model_config_for()
+
+    def describe(self) -> str:
+        """What is run, in one paragraph, for the report."""
+        grid = self.grid
+        pre, fine = grid.pretraining, grid.finetuning
+        return (
+            f"{grid.title}: {grid.seeds} seeds; bases {', '.join(pre.bases)}; arms {', '.join(fine.arms)}; "
+            f"finetuning languages {', '.join(fine.languages)}; model width {self.model.width}, "
+            f"{self.model.layers} layers, {self.model.layout.size:,} parameters; {pre.training.steps} "
+            f"pretraining and {fine.training.steps} finetuning steps. Every base and every cell (base, arm, language) has its own "
+            f"learning-rate sweep, widened when its best lies at an edge. A base's rate is chosen on seed 0 by final loss; "
+            f"a base has succeeded with accuracy {PASS_ACCURACY} in every goal slice."
+        )
+
+    # -- pretraining -------------------------------------------------------------------------------------------------
+
+    def _pretrain(self, name: str, seed: int, index: int, stop_loss: float | None = None) -> Pretrain:
+        base = self.grid.pretraining.bases[name]
+        return Pretrain(
+            seed=seed,
+            model=self.model,
+            language=self.grid.pretraining.language,
+            optimizer=base.optimizer.at(base.sweep.rate(index)),
+            aux=self.grid.pretraining.aux,
+            training=self.grid.pretraining.training,
+            stop_loss=stop_loss,
+        )
+
+    def _base_search(self, name: str, results: Results) -> tuple[list[Pretrain], int | None]:
+        """The sweep on seed 0 as far as known, and the best place once the sweep is over."""
+        sweep = self.grid.pretraining.bases[name].sweep
+        return _search(
+            sweep,
+            lambda index: [self._pretrain(name, 0, index)],
+            lambda jobs: _mean(-_final_loss(results(job)) for job in jobs),
+            results,
+        )
+
+    def _bases(self, results: Results) -> tuple[list[Job], dict[tuple[str, int], Pretrain]]:
+        """Pretraining jobs wanted, and the chosen job of each (base, seed) that is decided."""
+        wanted: list[Job] = []
+        chosen: dict[tuple[str, int], Pretrain] = {}
+        best: dict[str, int] = {}
+        for name, base in self.grid.pretraining.bases.items():
+            if base.match_loss_of is None:
+                jobs, index = self._base_search(name, results)
+                wanted += jobs
+                if index is not None:
+                    best[name] = index
+        for name, index in best.items():
+            for seed in range(self.grid.seeds):
+                chosen[name, seed] = self._pretrain(name, seed, index)
+        for name, base in self.grid.pretraining.bases.items():
+            target = base.match_loss_of
+            if target is None or target not in best:
+                continue
+            # the sweep of a matched base is the one of a base with equal settings, stopped at the target's loss
+            jobs, index = self._base_search(name, results)
+            wanted += jobs
+            for seed in range(self.grid.seeds):
+                record = results(chosen[target, seed])
+                if record is not None and index is not None and math.isfinite(_final_loss(record)):
+                    chosen[name, seed] = self._pretrain(name, seed, index, stop_loss=_final_loss(record))
+        return list(dict.fromkeys([*wanted, *chosen.values()])), chosen
+
+    # -- finetuning --------------------------------------------------------------------------------------------------
+
+    def _finetune(self, base: Pretrain, language: str, arm: str, index: int) -> Finetune:
+        fine = self.grid.finetuning
+        return Finetune(
+            seed=base.seed,
+            base=base,
+            language=fine.languages[language],
+            method=fine.arms[arm].method,
+            optimizer=fine.arms[arm].optimizer.at(fine.arms[arm].sweep.rate(index)),
+            aux=fine.aux,
+            training=fine.training,
+        )
+
+    def _cells(
+        self, chosen: dict[tuple[str, int], Pretrain], results: Results
+    ) -> Iterator[tuple[str, str, str, list[Finetune]]]:
+        """Each (base, language, arm) whose bases are trained, with its jobs as far as known."""
+        for name in self.grid.pretraining.bases:
+            seeds = range(self.grid.seeds)
+            bases = [chosen[name, seed] for seed in seeds if (name, seed) in chosen]
+            records = [results(base) for base in bases]
+            if len(bases) < self.grid.seeds or any(record is None for record in records):
+                continue
+            sound = [base for base, record in zip(bases, records, strict=True) if succeeded(record)]
+            if not sound:
+                continue
+            for language in self.grid.finetuning.languages:
+                for arm, spec in self.grid.finetuning.arms.items():
+
+                    def at(index: int, language: str = language, arm: str = arm, sound: Any = sound) -> list[Finetune]:
+                        return [self._finetune(base, language, arm, index) for base in sound]
+
+                    def score(jobs: list[Finetune]) -> float:
+                        return _mean(balance(results(job)) for job in jobs)
+
+                    jobs, _ = _search(spec.sweep, at, score, results)
+                    yield name, language, arm, jobs
+
+    def jobs(self, results: Results) -> list[Job]:
+        """Every job wanted, given what is known; more are wanted once a search's results are in."""
+        wanted, chosen = self._bases(results)
+        for _, _, _, jobs in self._cells(chosen, results):
+            wanted += jobs
+        return list(dict.fromkeys(wanted))
+
+    def table(self, results: Results) -> pd.DataFrame:
+        """Tidy results: one row per job, evaluation step and slice."""
+        wanted, chosen = self._bases(results)
+        picked = {job.key for job in chosen.values()}
+        labels = {job.key: name for (name, _), job in chosen.items()}
+        for name in self.grid.pretraining.bases:
+            labels |= {job.key: name for job in self._base_search(name, results)[0] if job.key not in labels}
+        frames = []
+        for job in wanted:
+            record = results(job)
+            if record is not None and isinstance(job, Pretrain):
+                columns = {"base": labels[job.key], "arm": "", "method": "", "language": "pretraining"}
+                frames.append(_frame(job, record, columns | {"chosen": job.key in picked}))
+        for base, language, arm, jobs in self._cells(chosen, results):
+            for job in jobs:
+                record = results(job)
+                if record is not None:
+                    columns = {"base": base, "arm": arm, "method": job.method.kind, "language": language}
+                    frames.append(_frame(job, record, columns | {"chosen": False}))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _search(
+    sweep: Sweep,
+    at: Callable[[int], list[Any]],
+    score: Callable[[list[Any]], float],
+    results: Results,
+) -> tuple[list[Any], int | None]:
+    """Jobs of a sweep that widens itself, and the best place once all are known (None before, or if all failed)."""
+    places = {index: at(index) for index in range(sweep.count)}
+    for extra in range(sweep.widen + 1):
+        if any(results(job) is None for jobs in places.values() for job in jobs):
+            break
+        scores = {index: score(jobs) for index, jobs in places.items()}
+        finite = {index: value for index, value in scores.items() if math.isfinite(value)}
+        best = max(finite, key=lambda index: (finite[index], -index)) if finite else None
+        at_edge = best is not None and sweep.count > 1 and best in (min(places), max(places))
+        if best is None or not at_edge or extra == sweep.widen:
+            return _in_order(places), best
+        new = best - 1 if best == min(places) else best + 1
+        places[new] = at(new)
+    return _in_order(places), None
+
+
+def _in_order(places: dict[int, list[Any]]) -> list[Any]:
+    return [job for index in sorted(places) for job in places[index]]
+
+
+def _mean(values: Iterator[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _goal_rows(record: Record, role: str, column: str) -> dict[int, list[float]]:
+    """Step -> the column's values over the goal slices of a role (None becomes NaN)."""
+    rows = record.metrics
+    out: dict[int, list[float]] = {}
+    for step, found, goal, value in zip(rows["step"], rows["role"], rows["goal"], rows[column], strict=True):
+        if found == role and goal:
+            out.setdefault(step, []).append(math.nan if value is None else value)
+    return out
+
+
+def _final_loss(record: Record | None) -> float:
+    """Mean loss over the pretraining goal slices at the last step; infinite for a run that diverged."""
+    if record is None or record.manifest["status"] == "diverged":
+        return math.inf
+    losses = _goal_rows(record, "old", "loss")
+    return float(np.mean(losses[max(losses)]))
+
+
+def succeeded(record: Record | None) -> bool:
+    """Whether a base knows its language: accuracy at least ``PASS_ACCURACY`` in every goal slice at the end."""
+    if record is None or record.manifest["status"] == "diverged":
+        return False
+    accuracy = _goal_rows(record, "old", "accuracy")
+    return min(accuracy[max(accuracy)]) >= PASS_ACCURACY
+
+
+def balance(record: Record | None) -> float:
+    """The best over a run's steps of (learnt + kept) / 2, both accuracies: what a cell's learning rate is judged by."""
+    if record is None:
+        return -math.inf
+    new, old = _goal_rows(record, "new", "accuracy"), _goal_rows(record, "old", "accuracy")
+    return max(
+        ((np.mean(new[step]) + np.mean(old[step])) / 2 for step in new if not np.isnan([*new[step], *old[step]]).any()),
+        default=-math.inf,
+    )
+
+
+def _frame(job: Job, record: Record, columns: dict[str, Any]) -> pd.DataFrame:
+    rank = job.method.rank if isinstance(job, Finetune) and isinstance(job.method, LoraConfig) else 0
+    head = {
+        "job": job.key[:12],
+        "kind": job.kind,
+        "seed": job.seed,
+        **{name: columns[name] for name in ("base", "arm", "method")},
+        "optimizer": job.optimizer.name,
+        "rank": rank,
+        "language": columns["language"],
+        "lr": job.optimizer.lr,
+        "steps_total": job.training.steps,
+        "status": record.manifest["status"],
+        "chosen": columns["chosen"],
+    }
+    names = ("step", "role", "slice", "goal", "loss", "floor", "accuracy", "exact", "kl", "n")
+    numbers = {"loss", "floor", "accuracy", "exact", "kl"}
+    body = {
+        name: np.array(record.metrics[name], dtype=float) if name in numbers else record.metrics[name]
+        for name in names
+    }
+    return pd.DataFrame(head | body)

@@ -1,0 +1,1 @@
+"""The grids that come with the package: ``smoke``, ``laptop``, ``paper``."""

@@ -1,0 +1,236 @@
+"""Jobs: what is computed, as frozen configs whose keys form a Merkle graph.
+
+A key is the sha256 of the job's canonical JSON with every default written out, its kind, a schema number and its
+parents' keys in place of the parents themselves. Device, workers and paths are no part of it.
+"""
+
+import hashlib
+import json
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationInfo, field_validator, model_validator
+
+from synthlm import lora
+from synthlm.config import Config, InputError, canonical_json, parse
+from synthlm.lora import LoraConfig
+from synthlm.model import ModelConfig
+from synthlm.optimizers import OptimizerConfig
+from synthlm.schedules import ScheduleConfig
+from synthlm.tasks import AnyLanguage, LanguageConfig, build
+
+SCHEMA = 1
+"""Raised when the meaning of a field or the arithmetic of a job changes: old results are then no longer served."""
+
+
+class Training(Config):
+    """How long and how often. ``evaluations`` and ``checkpoints`` count log-spaced steps between 1 and ``steps``."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(128, ge=1)
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: float | None = Field(None, gt=0)
+    evaluations: int = Field(12, ge=2)
+    checkpoints: int = Field(0, ge=0)
+
+
+class Full(Config):
+    """Full finetuning: the hidden matrices themselves are trained."""
+
+    kind: Literal["full"] = "full"
+
+    @property
+    def label(self) -> str:
+        return "full"
+
+
+Method = Annotated[Full | LoraConfig, Field(discriminator="kind")]
+
+
+class _Job(Config):
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return ()
+
+    def _identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of what decides the result (64 hex digits)."""
+        identity = {"schema": SCHEMA, "job": self._identity()}
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+    def _shape_of(self, *names: str) -> str:
+        """Everything that must agree on a run axis: all but seeds, learning rates and other per-run numbers."""
+        data = self.model_dump(mode="json")
+        for name in names:
+            if data[name] is not None:
+                fixed = {k: v for k, v in data[name]["hyper"].items() if not isinstance(v, float)}
+                data[name] = {"name": data[name]["name"], "hyper": fixed}
+        data.pop("seed")
+        return canonical_json(data)
+
+
+class Pretrain(_Job):
+    """Training from scratch. ``optimizer`` moves the hidden matrices, ``aux`` embeddings, head and gains.
+
+    ``stop_loss`` ends the run at the first evaluation step whose mean loss over the language's goal slices is at or
+    below it (nats per token); evaluations are then every ``steps / 100`` steps as well.
+    """
+
+    kind: Literal["pretrain"] = "pretrain"
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    language: AnyLanguage
+    optimizer: OptimizerConfig
+    aux: OptimizerConfig
+    training: Training
+    stop_loss: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Pretrain":
+        _check_fit(self.model, self.language)
+        return self
+
+    @field_validator("aux")
+    @classmethod
+    def _aux_rule(cls, value: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
+        return _element_wise(value)
+
+    @property
+    def shape(self) -> str:
+        return self._shape_of("optimizer", "aux") if self.stop_loss is None else self.key
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations of training and evaluation, roughly."""
+        return _cost(self.model, self.training, self.training.steps, [self.language])
+
+    @property
+    def disk(self) -> int:
+        """Bytes kept, roughly."""
+        return 4 * self.model.layout.size * (1 + self.training.checkpoints) + 30_000
+
+    @property
+    def label(self) -> str:
+        return f"pretrain {self.optimizer.name} lr {self.optimizer.lr:.3g} seed {self.seed}"
+
+
+class Finetune(_Job):
+    """Training on from a base. The hidden matrices move (all of them, or through LoRA); ``aux=None`` freezes the rest."""
+
+    kind: Literal["finetune"] = "finetune"
+    seed: int = Field(0, ge=0)
+    base: Pretrain
+    language: AnyLanguage
+    method: Method = Full()
+    optimizer: OptimizerConfig
+    aux: OptimizerConfig | None = None
+    training: Training
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Finetune":
+        _check_fit(self.base.model, self.language)
+        if isinstance(self.method, LoraConfig):
+            try:
+                lora.targets(self.method, self.base.model.layout)
+            except InputError as error:
+                raise ValueError(f"method.{error}") from None
+        return self
+
+    @field_validator("aux")
+    @classmethod
+    def _aux_rule(cls, value: OptimizerConfig | None, info: ValidationInfo) -> OptimizerConfig | None:
+        return value and _element_wise(value)
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.base.key,)
+
+    def _identity(self) -> dict[str, Any]:
+        identity = self.model_dump(mode="json", exclude={"base"})
+        return identity | {"base": self.base.key}
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.base.model
+
+    @cached_property
+    def shape(self) -> str:
+        data = json.loads(self._shape_of("optimizer", "aux"))
+        base = data.pop("base")
+        data |= {"model": base["model"], "old": base["language"]}
+        return canonical_json(data)
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations of training and evaluation, roughly."""
+        languages = [self.language, self.base.language]
+        return _cost(self.model, self.training, self.training.steps, languages)
+
+    @property
+    def disk(self) -> int:
+        """Bytes kept, roughly."""
+        layout = self.model.layout
+        size = lora.layout(self.method, layout).size if isinstance(self.method, LoraConfig) else layout.size
+        return 4 * size * (1 + self.training.checkpoints) + 30_000
+
+    @property
+    def arm(self) -> str:
+        """Method and optimizer, such as ``full-muon`` or ``lora16-adamw``."""
+        return f"{self.method.label}-{self.optimizer.name}"
+
+    @property
+    def label(self) -> str:
+        base = self.base.optimizer.name
+        return f"finetune {base}-base {self.arm} lr {self.optimizer.lr:.3g} seed {self.seed}"
+
+
+Job = Pretrain | Finetune
+
+_ANY_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+
+
+def job_from_json(text: str) -> Job:
+    """Read a job from its JSON.
+
+    Raises:
+        InputError: when it is no JSON, of an unknown kind, or has a wrong field.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"job: not valid JSON ({error})") from None
+    kinds = {"pretrain": Pretrain, "finetune": Finetune}
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in kinds:
+        raise InputError(f"job: kind {kind!r} is not one of {', '.join(kinds)}")
+    return parse(kinds[kind], data, "job")
+
+
+@lru_cache(maxsize=1024)
+def sizes(language: LanguageConfig) -> tuple[int, int]:
+    """(vocabulary, time axis) of a language; they follow from its settings, whatever the seed."""
+    drawn = build(language, 0)
+    return drawn.vocab, drawn.length
+
+
+def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
+    vocab, length = sizes(language)
+    if vocab > model.vocab:
+        raise ValueError(f"model.vocab: {model.vocab} is too small for the language's {vocab} tokens")
+    if length > model.length:
+        raise ValueError(f"model.length: {model.length} is too short for sequences of {length} tokens")
+
+
+def _element_wise(value: OptimizerConfig) -> OptimizerConfig:
+    if value.rule.matrix_only:
+        raise ValueError(f"{value.name!r} works on matrices only; embeddings, head and gains need another optimizer")
+    return value
+
+
+def _cost(model: ModelConfig, training: Training, steps: int, languages: list[LanguageConfig]) -> float:
+    tokens = training.batch * sizes(languages[0])[1]
+    probe = 1000 * sum(sizes(language)[1] for language in languages)
+    return model.flops_per_token * (3.0 * steps * tokens + training.evaluations * probe)
