@@ -69,7 +69,7 @@ def draw(data: pd.DataFrame) -> Figure:
     height = max(len(languages) * (0.62 * len(bases) + 0.65) + 0.55, 2.6)
     figure = style.new_figure(1.7 + 1.12 * len(arms) + 0.6, height)
     axes = figure.subplots(len(languages), 1, squeeze=False, sharex=True)[:, 0]
-    colors = LinearSegmentedColormap.from_list("forgetting", ["#ffffff", "#f6c9a8", "#c4522d", "#6e1a0c"])
+    colors = LinearSegmentedColormap.from_list("forgetting", ["#ffffff", "#f6c9a8", "#c4522d", "#6e1a0c"]).with_extremes(bad="#f0f0f0")
     top = max(0.1, float(np.nanmax([*data["forgetting"], 0.0])))
     image = None
     for ax, language in zip(axes, languages, strict=True):
@@ -79,7 +79,6 @@ def draw(data: pd.DataFrame) -> Figure:
                 row = cells.get((language, base, arm[0]))
                 values[i, j] = math.nan if row is None else row.forgetting
                 _write_cell(ax, i, j, row, top)
-        colors.set_bad("#f0f0f0")
         image = ax.imshow(values, cmap=colors, vmin=0, vmax=top, aspect="auto")
         ax.grid(False)
         for side in ax.spines.values():

@@ -25,8 +25,7 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["base", "slice", "step"]
     wide = runs.pivot_table(index=keys, columns="seed", values="accuracy", aggfunc="mean", dropna=True)
     summary = bootstrap_table(wide.to_numpy(dtype=float)).set_index(wide.index)
-    runs = runs.join(summary[["mean", "low", "high", "interval"]].assign(n=summary["n"]), on=keys, rsuffix="_seeds")
-    runs = runs.drop(columns="n").rename(columns={"n_seeds": "n"})
+    runs = runs.drop(columns="n").join(summary, on=keys)
     return runs[list(COLUMNS)].sort_values([*keys, "seed"], kind="stable", ignore_index=True)
 
 

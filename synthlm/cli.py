@@ -1,6 +1,8 @@
-"""The command line. It knows all parts and does nothing itself; heavy imports wait until a command needs them."""
+"""The command line: it knows all parts and does nothing itself. Heavy imports wait until they are needed."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from synthlm.engines import Engine
+    from synthlm.progress import Display
     from synthlm.store import Store
 
 app = typer.Typer(
@@ -70,52 +74,42 @@ def run_grid(
     synthlm run-grid laptop --seeds 5 --out results/five-seeds
     synthlm run-grid my-study.toml --workers 1
 
-    It can be killed at any time; the same command goes on where it was. Exit code 0: all done; 1: some jobs failed
-    (the rest is done); 2: something in the command or the grid is wrong.
+    It can be killed at any time; the same command goes on where it was. Exit code 0: all done; 1: some jobs
+    failed (the rest is done); 2: something in the command or the grid is wrong.
     """
-    from synthlm.engines import ENGINES, make_engine, resolve_device
+    from synthlm import driver, experiments
+    from synthlm.engines import make_engine, resolve_device
     from synthlm.store import Store, check_writable
 
     where = resolve_device(device)
-    _check_engine(engine, list(ENGINES), workers)
-    from synthlm import driver, experiments
-
     chosen = None if figures is None else [name.strip() for name in figures.split(",") if name.strip()]
     settings = experiments.load_grid(grid, seeds, chosen)
-    study = experiments.study(settings)
+    study, kept = experiments.study(settings), Store(store)
+    pool = make_engine(engine, kept, where, workers)
     if dry_run:
         from synthlm.estimate import estimate
 
-        pool = make_engine(engine, Store(store), where, workers)
-        typer.echo(estimate(study, Store(store), where, pool.workers).text())
+        typer.echo(estimate(study, kept, where, pool.workers).text())
         return
+    from synthlm import figures as drawings
     from synthlm import report
-    from synthlm.progress import duration, make_display
+    from synthlm.progress import duration
 
-    names = list(settings.figures) or None
+    for name in settings.figures:
+        drawings.get(name)  # an unknown one is refused before anything trains
     out = out or Path("results") / Path(grid).stem
     check_writable(out, "out")
-    kept = Store(store)
-    pool = make_engine(engine, kept, where, workers)
-    display = make_display()
-    kept.warn = display.note
-    try:
+    with _showing(kept, pool) as display:
         summary, table = driver.run_to_table(study, kept, pool, display, where)
-    except KeyboardInterrupt:
-        display.note("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-    finally:
-        pool.close()
-        display.close()
-    if len(table):
-        report.write_report(study, table, out, names)
     _print_failures(summary)
     typer.echo(
-        f"{summary.done} jobs done ({summary.cached} cached, {summary.trained} trained), {summary.failed} failed"
+        f"{summary.done} jobs done ({summary.cached} cached, {summary.trained} trained), "
+        f"{summary.failed} failed"
         + (f", {summary.blocked} not run because they need one that failed" if summary.blocked else "")
         + f"; {duration(summary.seconds)}"
     )
-    if len(table):
+    if summary.done:
+        report.write_report(study, table, out, list(settings.figures) or None)
         typer.echo(f"results in {out}; read {out / 'report.html'} first")
     if summary.failed or summary.blocked:
         raise typer.Exit(1)
@@ -277,14 +271,6 @@ def main() -> None:
         sys.exit(2)
 
 
-def _check_engine(name: str, allowed: list[str], workers: int | None) -> None:
-    from synthlm.config import InputError, choose
-
-    choose("engine", name, allowed)
-    if workers is not None and workers < 1:
-        raise InputError(f"workers: {workers} should be at least 1")
-
-
 def _console() -> "Console":
     from rich.console import Console
 
@@ -295,6 +281,23 @@ def _existing(root: Path) -> "Store":
     from synthlm.store import Store
 
     return Store(root, must_exist=True)
+
+
+@contextmanager
+def _showing(store: "Store", pool: "Engine") -> "Iterator[Display]":
+    """A display that also shows the store's warnings; Ctrl-C ends the workers and says how to go on."""
+    from synthlm.progress import make_display
+
+    display = make_display()
+    store.warn = display.note
+    try:
+        yield display
+    except KeyboardInterrupt:
+        display.note("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    finally:
+        pool.close()
+        display.close()
 
 
 def _print_failures(summary: Any) -> None:
@@ -322,19 +325,10 @@ def _run_one(job: Any, jobs: list[Any], store: "Store", device: str) -> None:
     """Run a job, and first those it needs, in this process."""
     from synthlm import driver
     from synthlm.engines import make_engine
-    from synthlm.progress import make_display
 
     pool = make_engine("inline", store, device)
-    display = make_display()
-    store.warn = display.note
-    try:
+    with _showing(store, pool) as display:
         summary = driver.run(_Fixed(jobs), store, pool, display, device)
-    except KeyboardInterrupt:
-        display.note("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-    finally:
-        pool.close()
-        display.close()
     _print_failures(summary)
     if summary.failed or summary.blocked:
         raise typer.Exit(1)

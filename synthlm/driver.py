@@ -1,7 +1,8 @@
-"""The loop that fills a store: ask the study what it wants, run what is missing, ask again with the new results.
+"""The loop that fills a store: ask the study what it wants, run what is missing, ask again.
 
-A study may want more once it knows more (a learning-rate search that widens, finetuning from the chosen base), so the
-plan is asked for anew whenever a batch has ended, in a thread, while the workers go on with what is known.
+A study may want more once it knows more (a learning-rate search that widens, finetuning from the chosen
+base), so the plan is asked for anew whenever a batch has ended, in a thread, while the workers go on with
+what is known.
 """
 
 import shlex
@@ -103,7 +104,8 @@ def repeat_command(job: Any, store: Store) -> str:
 def run(study: Study, store: Store, engine: Engine, display: Display, device: str = "cpu") -> Summary:
     """Run everything the study wants and the store lacks; jobs that failed before are tried again.
 
-    A failing batch is cut in two until the job at fault is alone, so that a failure takes no other job with it.
+    A failing batch is cut in two until the job at fault is alone, so that a failure takes no other job with
+    it.
     """
     return _Loop(study, store, engine, display, device).run()
 
@@ -242,7 +244,7 @@ class _Loop:
             self.retries += [tuple(half) for half in (missing[:middle], missing[middle:]) if half]
             return
         item = missing[0]
-        orphaned = not all([self.store.has(parent, afresh=True) for parent in item.parents])
+        orphaned = not all(self.store.has(parent, afresh=True) for parent in item.parents)
         self.repeats[item.key] = self.repeats.get(item.key, 0) + 1
         if (orphaned or outcome.died) and self.repeats[item.key] < REPEATS:
             if not orphaned:

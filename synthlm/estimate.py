@@ -11,12 +11,12 @@ SAMPLE = 200
 """Finished jobs whose recorded rate is looked at."""
 
 GUESS_SHARE = 0.3
-"""Share of the rate of large matrix products that training of small models reaches, where none was recorded."""
+"""Share of a large matrix product's rate that training of small models reaches, where none was recorded."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``kinds``: kind -> (cached, to run). ``rate``: FLOP/s of one worker; ``recorded`` when past jobs gave it."""
+    """``kinds``: kind -> (cached, to run). ``rate``: FLOP/s of one worker, ``recorded`` if from past jobs."""
 
     kinds: dict[str, tuple[int, int]]
     seconds: float
@@ -34,8 +34,8 @@ class Estimate:
         source = "as in past jobs of this store" if self.recorded else "a guess from a short matrix product"
         rows += [
             "",
-            f"time   about {duration(self.seconds)} with {self.workers} worker(s) at {self.rate / 1e9:.1f} GFLOP/s"
-            f" each ({source})",
+            f"time   about {duration(self.seconds)} with {self.workers} worker(s) at "
+            f"{self.rate / 1e9:.1f} GFLOP/s each ({source})",
             f"disk   about {size(self.disk)}",
         ]
         if any(missing for _, missing in self.kinds.values()):
@@ -66,10 +66,7 @@ def estimate(study: Study, store: Store, device: str, workers: int) -> Estimate:
             past_flops += job.cost
             past_seconds += manifest["seconds"]
     recorded = past_seconds > 0
-    if recorded:
-        rate = past_flops / past_seconds
-    else:
-        rate = GUESS_SHARE * matmul_rate(device) if flops else 1.0
+    rate = past_flops / past_seconds if recorded else GUESS_SHARE * matmul_rate(device)
     return Estimate(kinds, flops / rate / workers, disk, rate, recorded, workers)
 
 

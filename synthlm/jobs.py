@@ -52,6 +52,9 @@ class _Job(Config):
     def parents(self) -> tuple[str, ...]:
         return ()
 
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     def _identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 

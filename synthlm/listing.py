@@ -30,8 +30,11 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def matches(query: str, key: str, document: Mapping[str, Any]) -> bool:
-    """Whether every term of the query fits: ``path=pattern`` on a setting (``optimizer.name=mu*``; the path may be
-    its end), any other word as a part of a value or the beginning of the key."""
+    """Whether every term of the query fits.
+
+    ``path=pattern`` looks at a setting (``optimizer.name=mu*``; the end of a path will do); any other word is
+    a part of a value or the beginning of the key.
+    """
     values = list(flat(document))
     for term in query.split():
         path, equals, pattern = term.partition("=")

@@ -19,7 +19,7 @@ AUX = {"name": "adamw", "lr": 0.003}
 
 
 def assignments(settings: Sequence[str]) -> dict[str, Any]:
-    """``["model.width=64", "language.label=new"]`` as a nested dict; values are TOML, or text when they are none.
+    """``["model.width=64", "language.label=new"]`` as a nested dict; values are TOML, else text.
 
     Raises:
         InputError: for a setting without ``=``, or one inside another that is no table.
@@ -48,8 +48,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for name, value in over.items():
         below = out.get(name)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        out[name] = merged(below, value) if both else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = merged(below, value)
+        out[name] = value
     return out
 
 

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 CUDA_WIDTH = 64
 """Runs side by side on a GPU."""
 
 CPU_WIDTHS = ((16, 8), (32, 4))
-"""(largest model width, runs side by side) on one core: there small matrices waste the time between kernels, while
-wider models fill the core alone and leave its cache sooner."""
+"""(largest model width, runs side by side) on one core. Small matrices waste the time between kernels; wider
+models fill the core alone, and a wide axis would only leave its cache."""
 
 
 TAIL = 4
@@ -74,9 +75,9 @@ def most_urgent_first(jobs: Sequence[J], chain: Mapping[str, float]) -> list[J]:
 def batches(jobs: Sequence[J], width: Callable[[J], int], workers: int = 1) -> list[tuple[J, ...]]:
     """Group jobs of one shape into run-axis batches.
 
-    Batches of a shape are even in size (9 jobs at width 8 become 5 and 4) and stand in the order of their first jobs.
-    When there are few, the costliest are cut in two until every worker has equally many, so that none idles at the
-    end while another works through a wide batch.
+    Batches of a shape are even in size (9 jobs at width 8 become 5 and 4) and stand in the order of their
+    first jobs. When there are few, the costliest are cut in two until every worker has equally many, so that
+    none idles at the end while another works through a wide batch.
 
     Args:
         jobs: in the order wanted.
@@ -100,4 +101,4 @@ def batches(jobs: Sequence[J], width: Callable[[J], int], workers: int = 1) -> l
 def _even(items: list[tuple[int, J]], count: int) -> list[list[tuple[int, J]]]:
     """Cut into ``count`` consecutive pieces whose sizes differ by at most one."""
     edges = [round(i * len(items) / count) for i in range(count + 1)]
-    return [items[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [items[a:b] for a, b in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""The store: a folder of finished jobs, one folder a job, that can be copied, shared and killed at any moment.
+"""The store: a folder of finished jobs, one folder a job, that can be copied and shared.
 
     ROOT/jobs/ab/KEY/   config.json  manifest.json  metrics.json  *.safetensors  done.json
     ROOT/partial/KEY/   checkpoints of a job that is not finished
@@ -6,8 +6,8 @@
     ROOT/damaged/       entries that no longer match their checksums, with the reason
     ROOT/tmp/           entries being written
 
-An entry is written aside and renamed into place, so it is there whole or not at all; ``done.json`` holds the size and
-sha256 of every file, so damage done later is seen when a file is read.
+An entry is written aside and renamed into place, so it is there whole or not at all; ``done.json`` holds the
+size and sha256 of every file, so damage done later is seen when a file is read.
 """
 
 import hashlib
@@ -48,7 +48,8 @@ class Record:
         manifest: how it was run (seconds, device, versions, status).
         metrics: columns of equal length, one row an observation.
 
-    Each may be given as JSON bytes, which are parsed when first asked for: planning over many jobs reads little.
+    Each may be given as JSON bytes, which are parsed when first asked for: planning over many jobs reads
+    little.
     """
 
     __slots__ = ("_parts",)
@@ -129,8 +130,10 @@ class Store:
         return set(found)
 
     def has(self, key: str, afresh: bool = False) -> bool:
-        """Whether the job is finished. Entries that other processes add are seen at once, those that they set aside
-        only when asked ``afresh``."""
+        """Whether the job is finished.
+
+        What other processes add is seen at once, what they set aside only when asked ``afresh``.
+        """
         if key in self._known and not afresh:
             return True
         if os.path.isdir(self._path(key)):

@@ -1,7 +1,7 @@
-"""Where jobs run. An engine takes batches of jobs and reports how each ended; results go through the store alone.
+"""Where jobs run. An engine takes batches of jobs and tells how each ended; results go through the store.
 
-A :class:`Workload` names the code that reads and runs jobs by import path, so that a worker process, which gets only
-JSON, imports the same.
+A :class:`Workload` names the code that reads and runs jobs by import path, so that a worker process, which
+gets only JSON, imports the same.
 """
 
 import importlib
@@ -36,7 +36,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a batch ended. ``error`` is None when it went well; ``died`` when its process was killed or crashed."""
+    """How a batch ended. ``error`` is None if all went well; ``died``: its process was killed or crashed."""
 
     batch: int
     seconds: float

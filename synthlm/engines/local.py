@@ -1,9 +1,10 @@
 """The engine of one machine: a pool of single-threaded worker processes.
 
-Two one-thread processes do more than one two-thread process on small models, so the CPU default is a worker a core.
-A worker that dies takes its batch with it and nothing else; the next batch gets a new one.
+Two one-thread processes do more than one two-thread process on small models, so the CPU default is a worker a
+core. A worker that dies takes its batch with it and nothing else; the next batch gets a new one.
 """
 
+import contextlib
 import json
 import os
 import selectors
@@ -18,7 +19,7 @@ from typing import IO, Any
 from synthlm.engines import OnStep, Outcome, Workload, ignore_step
 from synthlm.store import Store
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 LAST_WORDS = 2000
 """Characters of a dead worker's stderr that go into its message."""
 
@@ -27,7 +28,7 @@ class _Worker:
     """A child process and what it is doing."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.stderr: IO[bytes] = tempfile.TemporaryFile()
+        self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr, env=environment
         )
@@ -72,10 +73,8 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         for stream in (self.stdin, self.stdout, self.stderr):
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
 
 
 class LocalEngine:

@@ -4,8 +4,8 @@
     out  {"event": "step", "batch": 3, "step": 10, "total": 100}
          {"event": "end", "batch": 3, "seconds": 1.5, "error": null, "traceback": ""}
 
-Results go to the store, never through the pipe. The process ends at once when stdin closes, so that workers do not
-outlive the process that started them, however it ended.
+Results go to the store, never through the pipe. The process ends at once when stdin closes, so that workers
+do not outlive the process that started them, however it ended.
 """
 
 import argparse

@@ -281,14 +281,27 @@ def test_exceptions_break_the_rule_and_nothing_else_does(seed: int, inner: str, 
 
 
 def test_exceptions_are_uniform_among_the_other_answers() -> None:
-    config = Exceptions(rule={"name": "modular", "modulus": 5}, alphabet=5, exceptions=8)
-    gaps: Counter[int] = Counter()
-    for seed in range(250):
-        for (x, y), (z,) in of_slice(build(config, seed), "exceptions/exception"):
-            gaps[(z - x - y) % 5] += 1
-    assert sorted(gaps) == [1, 2, 3, 4]
-    chi2 = sum((count - 500) ** 2 / 500 for count in gaps.values())
-    assert chi2 < 25, gaps  # 3 degrees of freedom: p < 2e-5
+    rule = {"name": "cipher", "shift": "none", "length": 2, "items": 12, "heldout": 4}
+    config = Exceptions(rule=rule, alphabet=4, exceptions=6)
+    gaps: Counter[tuple[int, ...]] = Counter()
+    for seed in range(400):
+        language = build(config, seed)
+        regular = of_slice(language, "exceptions/rule/train") + of_slice(language, "exceptions/rule/heldout")
+        f = {symbol: image for key, answer in regular for symbol, image in zip(key, answer, strict=True)}
+        for key, answer in of_slice(language, "exceptions/exception"):
+            gaps[tuple((a - f[symbol]) % 4 for symbol, a in zip(key, answer, strict=True))] += 1
+    assert len(gaps) == 15
+    assert (0, 0) not in gaps
+    assert sum((count - 160) ** 2 / 160 for count in gaps.values()) < 45, gaps  # 14 dof: p < 5e-5
+
+
+def test_random_shifts_are_uniform() -> None:
+    shifts: Counter[int] = Counter()
+    for seed in range(400):
+        pairs = of_slice(build(Cipher(alphabet=4, length=2, items=15, heldout=1), seed), "cipher/rule/train")
+        first, second = ({key[i]: answer[i] for key, answer in pairs} for i in range(2))
+        shifts[(second[0] - first[0]) % 4] += 1
+    assert sum((shifts[shift] - 100) ** 2 / 100 for shift in range(4)) < 25, shifts
 
 
 @settings(max_examples=20, deadline=None)
