@@ -1,7 +1,8 @@
 """Figures: one module each, with NAME, COLUMNS, KINDS, ``data(table)``, ``draw(data)`` and ``caption(data)``.
 
-``data`` turns the tidy results table into the figure's own table, which is written as CSV; ``draw`` and ``caption`` need
-nothing but that. KINDS names the kinds of jobs that a figure rests on (of pretraining, the chosen runs only).
+``data`` turns the tidy results table into the figure's own table, which is written as CSV; ``draw`` and
+``caption`` need nothing but that. KINDS names the kinds of jobs that a figure rests on (of pretraining, the
+chosen runs only).
 """
 
 from pathlib import Path

@@ -2,19 +2,29 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from synthlm import frontier as frontier_analysis
 from synthlm.figures import style
-from synthlm.figures.arms import ARM, arms_of, base_title, failed_text, failures, interval_text, with_base
+from synthlm.figures.arms import (
+    ARM,
+    arms_of,
+    base_title,
+    failed_text,
+    failures,
+    interval_text,
+    with_base,
+    with_untried,
+)
 from synthlm.statistics import bootstrap_table
 
 NAME = "frontier"
 KINDS = ("finetune", "pretrain")
 COLUMNS = (
-    "base", "language", *ARM, "matched", "seed", "passed", "start_kept", "diverged", "level", "kept", "mean", "low",
-    "high", "n", "interval",
+    "base", "language", *ARM, "matched", "seed", "passed", "start_kept", "diverged", "level", "kept", "mean",
+    "low", "high", "n", "interval",
 )  # fmt: skip
 STEP = 2  # every second of the grid's levels: 0.02 of rescaled learning
 
@@ -22,8 +32,9 @@ STEP = 2  # every second of the grid's levels: 0.02 of rescaled learning
 def data(table: pd.DataFrame) -> pd.DataFrame:
     """One row per base, language, arm, seed and level of rescaled learning that this seed reached.
 
-    ``kept``: the seed's frontier. ``mean``, ``low``, ``high``: over the ``n`` seeds whose base passed; they exist only
-    at levels that each of those seeds reaches, so that a curve's mean is over the same seeds all along.
+    ``kept``: the seed's frontier. ``mean``, ``low``, ``high``: over the ``n`` seeds whose base passed; they
+    exist only at levels that each of those seeds reaches, so that a curve's mean is over the same seeds all
+    along.
     """
     found = frontier_analysis.frontiers(table)
     cells = with_base(found.cells, table)
@@ -39,7 +50,8 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
     frame = frame.dropna(subset="kept").join(summary, on=keys)
     frame["n"] = frame["n"].fillna(0).astype(int)
     frame["interval"] = frame["interval"].astype(object).where(frame["n"] > 0, "none")
-    return frame[list(COLUMNS)].sort_values([*keys, "seed"], kind="stable", ignore_index=True)
+    frame = with_untried(frame[list(COLUMNS)], table)
+    return frame.sort_values([*keys, "seed"], kind="stable", ignore_index=True)
 
 
 @style.styled
@@ -50,7 +62,7 @@ def draw(data: pd.DataFrame) -> Figure:
     width, height = max(2.5 * len(bases) + 0.8, 5.4), 2.3 * len(languages) + 1.2
     figure = style.new_figure(width, height)
     axes = figure.subplots(len(languages), len(bases), sharex=True, sharey=True, squeeze=False)
-    cells = {key: rows for key, rows in data.groupby(["base", "language", "arm"])}
+    cells = dict(list(data.groupby(["base", "language", "arm"])))
     for row, language in enumerate(languages):
         for column, base in enumerate(bases):
             ax = axes[row, column]
@@ -59,11 +71,13 @@ def draw(data: pd.DataFrame) -> Figure:
                 rows = cells.get((base, language, arm))
                 if rows is not None:
                     _draw_arm(ax, rows, style.arm_style(method, optimizer, rank))
-            if len(here):
+            if here["start_kept"].notna().any():
                 start = here.drop_duplicates("seed")["start_kept"].mean()
                 ax.axhline(start, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             if row == 0:
-                ax.set_title(base_title(base, failed.get(base, []), data[data["base"] == base]["seed"].nunique()))
+                ax.set_title(
+                    base_title(base, failed.get(base, []), data[data["base"] == base]["seed"].nunique())
+                )
             if column == 0:
                 ax.set_ylabel(f"{language}\nold accuracy kept")
             if row == len(languages) - 1:
@@ -81,14 +95,18 @@ def draw(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_arm(ax, rows: pd.DataFrame, look: dict) -> None:
+def _draw_arm(ax: Axes, rows: pd.DataFrame, look: dict) -> None:
     line = {"color": look["color"], "linestyle": look["linestyle"]}
     matched = bool(rows["matched"].iloc[0])
     mean = rows[rows["n"] > 0].drop_duplicates("level")
     if len(mean):
-        ax.plot(mean["level"], mean["mean"], linewidth=2.8 if matched else 1.3, zorder=4 if matched else 3, **line)
+        ax.plot(
+            mean["level"], mean["mean"], linewidth=2.8 if matched else 1.3, zorder=4 if matched else 3, **line
+        )
         if mean["n"].max() > 1:
-            ax.fill_between(mean["level"], mean["low"], mean["high"], color=look["color"], alpha=0.13, linewidth=0)
+            ax.fill_between(
+                mean["level"], mean["low"], mean["high"], color=look["color"], alpha=0.13, linewidth=0
+            )
     ends = rows.loc[rows.groupby("seed")["level"].idxmax()]
     for passed, face in ((True, look["color"]), (False, "white")):
         some = ends[ends["passed"].astype(bool) == passed]
@@ -108,11 +126,11 @@ def caption(data: pd.DataFrame) -> str:
     shown = set(data["interval"].astype(str))
     diverged = data.drop_duplicates(["base", "language", "arm", "seed"])["diverged"].sum()
     text = (
-        "Learning-forgetting frontiers: the most accuracy on the pretraining language that any learning rate and any"
-        " step keeps at a given learning of the new language (0: the base itself, 1: perfect; held-out items for rules,"
-        " training items for facts). Upper right is better. Lines: mean over seeds, as far as every seed gets; bands:"
-        " interval; dots: where each single seed's frontier ends (hollow: its base failed pretraining, and it is not in"
-        f" the mean). {interval_text(n, shown)}"
+        "Learning-forgetting frontiers: the most accuracy on the pretraining language that any learning"
+        " rate and any step keeps at a given learning of the new language (0: the base itself, 1: perfect;"
+        " held-out items for rules, training items for facts). Upper right is better. Lines: mean over"
+        " seeds, as far as every seed gets; bands: interval; dots: where each single seed's frontier ends"
+        f" (hollow: its base failed pretraining, and it is not in the mean). {interval_text(n, shown)}"
     )
     if diverged:
         text += f" {int(diverged)} diverged runs count up to their divergence."

@@ -1,13 +1,24 @@
-"""Figure: final learning and final old accuracy against the learning rate, a panel per base, language and arm."""
+"""Figure: final learning and final old accuracy against the learning rate, a panel per base, language and
+arm."""
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from synthlm.figures import style
-from synthlm.figures.arms import ARM, arms_of, base_title, failed_text, failures, interval_text, with_base
+from synthlm.figures.arms import (
+    ARM,
+    arms_of,
+    base_title,
+    failed_text,
+    failures,
+    interval_text,
+    with_base,
+    with_untried,
+)
 from synthlm.frontier import best_rates, frontiers_of, points
 from synthlm.statistics import bootstrap_table
 
@@ -17,14 +28,19 @@ COLUMNS = (
     "base", "language", *ARM, "matched", "lr", "seed", "passed", "status", "learnt", "kept", "best", "edge",
     "learnt_mean", "learnt_low", "learnt_high", "kept_mean", "kept_low", "kept_high", "n", "interval",
 )  # fmt: skip
-MEASURES = {"learnt": ("#000000", "new language, accuracy"), "kept": ("#CC79A7", "old language, accuracy kept")}
+MEASURES = {
+    "learnt": ("#000000", "new language, accuracy"),
+    "kept": ("#CC79A7", "old language, accuracy kept"),
+}
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: accuracy on the new (``learnt``) and old (``kept``) language at its last finite evaluation.
+    """One row per run: accuracy on the new (``learnt``) and old (``kept``) language at its last finite
+    evaluation.
 
-    ``best``: the cell's best learning rate (largest mean area under the run's own frontier); ``edge``: whether it ends
-    the sweep. The means and intervals of a learning rate are over its ``n`` seeds that did not diverge.
+    ``best``: the cell's best learning rate (largest mean area under the run's own frontier); ``edge``:
+    whether it ends the sweep. The means and intervals of a learning rate are over its ``n`` seeds that did
+    not diverge.
     """
     traces = points(table)
     keys = ["base", "language", "arm", "lr"]
@@ -47,18 +63,22 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
         last = last.join(summary.rename(columns=names)[keep], on=keys)
     last["n"] = last["n"].fillna(0).astype(int)
     last["interval"] = last["interval"].astype(object).where(last["n"] > 0, "none")
-    return last[list(COLUMNS)]
+    return with_untried(last[list(COLUMNS)], table).sort_values(
+        [*keys, "seed", "status"], kind="stable", ignore_index=True
+    )
 
 
 @style.styled
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
-    bases, arms = style.base_order(list(data["base"])), arms_of(data)
+    arms, failed = arms_of(data), failures(data)
+    bases = style.base_order(list(data.loc[data["arm"] != "", "base"]))
     rows = [(base, language) for language in sorted(data["language"].unique()) for base in bases]
     side = max(0.15, (5.6 - 0.95 - 1.4 * len(arms)) / 2)  # room for the legend beside few panels
-    figure, axes = style.grid_figure(len(rows), len(arms), (1.4, 1.25), (0.85 + side, side, 0.45, 1.05 if len(arms) > 3 else 1.2))
-    cells = {key: found for key, found in data.groupby(["base", "language", "arm"])}
-    failed = failures(data)
+    figure, axes = style.grid_figure(
+        len(rows), len(arms), (1.4, 1.25), (0.85 + side, side, 0.45, 1.05 if len(arms) > 3 else 1.2)
+    )
+    cells = dict(list(data.groupby(["base", "language", "arm"])))
     for i, (base, language) in enumerate(rows):
         seeds = data[data["base"] == base]["seed"].nunique()
         for j, (arm, method, optimizer, rank) in enumerate(arms):
@@ -87,14 +107,21 @@ def draw(data: pd.DataFrame) -> Figure:
         Line2D([], [], color="#c00000", marker="x", markersize=5, linestyle="none"),
     ]
     labels = [text for _, text in MEASURES.values()]
-    style.legend(figure, handles, [*labels, "best rate", "best rate, an end of the sweep", "diverged run"], 3 if len(arms) > 3 else 2)
+    style.legend(
+        figure,
+        handles,
+        [*labels, "best rate", "best rate, an end of the sweep", "diverged run"],
+        3 if len(arms) > 3 else 2,
+    )
     return figure
 
 
-def _draw_cell(ax, found: pd.DataFrame) -> None:
+def _draw_cell(ax: Axes, found: pd.DataFrame) -> None:
     best = found[found["best"].astype(bool)]
     for row in best.head(1).itertuples():
-        ax.axvline(row.lr, color="#c00000" if row.edge else "#E69F00", alpha=0.4 if row.edge else 0.55, linewidth=5)
+        ax.axvline(
+            row.lr, color="#c00000" if row.edge else "#E69F00", alpha=0.4 if row.edge else 0.55, linewidth=5
+        )
     done = found[found["status"] != "diverged"]
     for measure, (ink, _) in MEASURES.items():
         mean = done.drop_duplicates("lr").sort_values("lr")
@@ -109,15 +136,20 @@ def _draw_cell(ax, found: pd.DataFrame) -> None:
 
 def caption(data: pd.DataFrame) -> str:
     """What is shown, how many seeds, the search space."""
+    failed = failures(data)
+    data = data[data["arm"] != ""]
     rates = data.groupby(["base", "language", "arm"])["lr"].nunique()
     swept = f"{rates.min()}" if rates.min() == rates.max() else f"{rates.min()} to {rates.max()}"
-    edges = data[data["best"].astype(bool) & (data["edge"] != "")].drop_duplicates(["base", "language", "arm"])
+    edges = data[data["best"].astype(bool) & (data["edge"] != "")].drop_duplicates(
+        ["base", "language", "arm"]
+    )
     broken = int((data["status"] == "diverged").sum())
     text = (
-        "Accuracy on the new language and on the pretraining language at the end of finetuning, against the learning"
-        f" rate; {swept} rates for each arm ({data['lr'].min():g} to {data['lr'].max():g}), {len(data)} runs. Dots: single"
-        " seeds; lines: mean; bands: interval. The best rate is the one with the largest mean area under its own"
-        f" learning-forgetting frontier; in {len(edges)} of {len(rates)} cells it ends the sweep. {broken} runs diverged."
+        "Accuracy on the new language and on the pretraining language at the end of finetuning, against the"
+        f" learning rate; {swept} rates for each arm ({data['lr'].min():g} to {data['lr'].max():g}),"
+        f" {len(data)} runs. Dots: single seeds; lines: mean; bands: interval. The best rate is the one with"
+        f" the largest mean area under its own learning-forgetting frontier; in {len(edges)} of {len(rates)}"
+        f" cells it ends the sweep. {broken} runs diverged."
         f" {interval_text(int(data['n'].max()), set(data['interval'].astype(str)))}"
     )
-    return text + failed_text(failures(data))
+    return text + failed_text(failed)

@@ -1,6 +1,7 @@
 """Figure: accuracy by slice over pretraining, one line per base, with the learning rate that was chosen."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -12,8 +13,8 @@ from synthlm.statistics import bootstrap_table
 NAME = "pretraining"
 KINDS = ("pretrain",)
 COLUMNS = (
-    "base", "optimizer", "seed", "lr", "status", "passed", "slice", "goal", "step", "accuracy", "mean", "low", "high",
-    "n", "interval",
+    "base", "optimizer", "seed", "lr", "status", "passed", "slice", "goal", "step", "accuracy", "mean",
+    "low", "high", "n", "interval",
 )  # fmt: skip
 
 
@@ -33,7 +34,9 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
     slices = data[["slice", "goal"]].drop_duplicates()
-    names = sorted(slices["slice"], key=lambda item: (item not in set(slices[slices["goal"] != ""]["slice"]), item))
+    names = sorted(
+        slices["slice"], key=lambda item: (item not in set(slices[slices["goal"] != ""]["slice"]), item)
+    )
     goals = set(slices[slices["goal"] != ""]["slice"])
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -80,7 +83,7 @@ def _look(base: str, optimizer: str) -> dict:
     return {"color": style.color(optimizer), "linestyle": "-" if base == optimizer else (0, (3.2, 1.6))}
 
 
-def _draw_base(ax, here: pd.DataFrame, base: str) -> None:
+def _draw_base(ax: Axes, here: pd.DataFrame, base: str) -> None:
     if here.empty:
         return
     look = _look(base, here["optimizer"].iloc[0])
@@ -91,15 +94,18 @@ def _draw_base(ax, here: pd.DataFrame, base: str) -> None:
     ax.plot(here["step"], here["accuracy"], ".", color=look["color"], markersize=2.6, alpha=0.6, zorder=2)
     ends = here.loc[here.groupby("seed")["step"].idxmax()]
     ends = ends[~ends["passed"].astype(bool)]
-    ax.plot(ends["step"], ends["accuracy"], "x", color=look["color"], markersize=6, markeredgewidth=1.6, zorder=5)
+    ax.plot(
+        ends["step"], ends["accuracy"], "x", color=look["color"], markersize=6, markeredgewidth=1.6, zorder=5
+    )
 
 
 def caption(data: pd.DataFrame) -> str:
     """What is shown, how many seeds, what the band is."""
     n = data["seed"].nunique()
     text = (
-        "Pretraining of the bases at their chosen learning rates: accuracy by slice against the step (logarithmic above"
-        " 1). Lines: mean over seeds; bands: interval; dots: single seeds. A base passes when it ends at"
-        f" {PASS_ACCURACY:g} or more in every goal slice. {interval_text(n, set(data['interval'].astype(str)))}"
+        "Pretraining of the bases at their chosen learning rates: accuracy by slice against the step"
+        " (logarithmic above 1). Lines: mean over seeds; bands: interval; dots: single seeds. A base passes"
+        f" when it ends at {PASS_ACCURACY:g} or more in every goal slice."
+        f" {interval_text(n, set(data['interval'].astype(str)))}"
     )
     return text + failed_text(failures(data))

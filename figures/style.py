@@ -1,4 +1,5 @@
-"""One style for all figures: colour by optimizer, line and marker by method and rank, files equal to the byte.
+"""One style for all figures: colour by optimizer, line and marker by method and rank, files equal to the
+byte.
 
 Colours are those of Okabe and Ito, told apart by all common kinds of colour blindness. No TeX.
 """
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 P = ParamSpec("P")
 T = TypeVar("T")
 
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -62,10 +63,11 @@ def new_figure(width: float, height: float) -> Figure:
 def grid_figure(
     rows: int, columns: int, cell: tuple[float, float], margins: tuple[float, float, float, float]
 ) -> tuple[Figure, Any]:
-    """A figure and its axes [row, column] for many equal panels, laid out by hand (fast, however many panels).
+    """A figure and its axes [row, column] for many equal panels, laid out by hand (fast, however many
+    panels).
 
-    ``cell``: width and height of a panel with its gap, inches. ``margins``: left, right, top, bottom, inches. Axes of a
-    column share x, all share y.
+    ``cell``: width and height of a panel with its gap, inches. ``margins``: left, right, top, bottom, inches.
+    Axes of a column share x, all share y.
     """
     left, right, top, bottom = margins
     width, height = left + columns * cell[0] + right, top + rows * cell[1] + bottom
@@ -74,7 +76,8 @@ def grid_figure(
     axes = figure.subplots(
         rows, columns, sharex="col", sharey=True, squeeze=False,
         gridspec_kw={
-            "left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height,
+            "left": left / width, "right": 1 - right / width,
+            "top": 1 - top / height, "bottom": bottom / height,
             "wspace": gap / (cell[0] - gap), "hspace": gap / (cell[1] - gap),
         },
     )  # fmt: skip
@@ -83,7 +86,8 @@ def grid_figure(
 
 @styled
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.pdf`` and ``stem.png``, without dates or versions, so that equal figures give equal files."""
+    """Write ``stem.pdf`` and ``stem.png``, without dates or versions, so that equal figures give equal
+    files."""
     pdf, png = stem.with_suffix(".pdf"), stem.with_suffix(".png")
     figure.savefig(png, dpi=150, metadata={"Software": None})
     figure.set_layout_engine("none")  # the layout was found while drawing the PNG
@@ -107,7 +111,9 @@ def arm_name(method: str, optimizer: str, rank: int) -> str:
 
 
 def arm_style(method: str, optimizer: str, rank: int) -> dict[str, Any]:
-    """Line and marker of an arm: full is solid with circles; LoRA is broken, the more the smaller its rank."""
+    """Line and marker of an arm: full is solid with circles; LoRA is broken, the more the smaller its
+    rank."""
+    line: Any
     if method == "full":
         line, marker = "-", "o"
     elif rank <= 4:

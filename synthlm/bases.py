@@ -22,13 +22,14 @@ BASE_COLUMNS = [
 def judge_bases(table: pd.DataFrame) -> pd.DataFrame:
     """One row per base and seed seen in the results table: its chosen pretraining run, and whether it passed.
 
-    ``accuracy`` is that of the worst goal slice at the last step. ``why`` says what failed, and is empty on a pass.
+    ``accuracy`` is that of the worst goal slice at the last step. ``why`` says what failed, and is empty on a
+    pass.
     """
     seen = table[["base", "seed"]].drop_duplicates().sort_values(["base", "seed"])
     runs = table[(table["kind"] == "pretrain") & table["chosen"].astype(bool)]
     goals = runs[(runs["goal"] != "") & (runs["role"] == "old")]
     last = goals[goals["step"] == goals.groupby(["base", "seed", "job"])["step"].transform("max")]
-    found = {key: rows for key, rows in last.groupby(["base", "seed"])}
+    found = dict(list(last.groupby(["base", "seed"])))
     records = []
     for base, seed in seen.itertuples(index=False):
         rows = found.get((base, seed))

@@ -1,9 +1,9 @@
 """Verdicts on the claims about learning and forgetting, by a rule fixed before the numbers are seen.
 
-C1: full finetuning with the pretraining optimizer (the matched arm) keeps more, at the same learning, than full
-finetuning with another optimizer. C2: it keeps more than LoRA. The effect of one cell (base, language, other arm) and
-seed is the matched arm's frontier minus the other arm's, averaged over the matched levels; a seed's effect is the mean
-over its cells; the verdict is a paired t interval over seeds.
+C1: full finetuning with the pretraining optimizer (the matched arm) keeps more, at the same learning, than
+full finetuning with another optimizer. C2: it keeps more than LoRA. The effect of one cell (base, language,
+other arm) and seed is the matched arm's frontier minus the other arm's, averaged over the matched levels; a
+seed's effect is the mean over its cells; the verdict is a paired t interval over seeds.
 """
 
 import math
@@ -34,19 +34,21 @@ SMALLEST_EFFECT = 0.02
 ALPHA = round(1 - LEVEL, 6)
 
 RULE = (
-    f"Effect: old accuracy kept by the matched arm minus that kept by the other arm at the same learning (rescaled"
-    f" learning {LEVELS[0]:.2f} to {LEVELS[-1]:.2f} in steps of 0.05, as far as both arms get in every seed; cells whose"
-    f" common levels end below {MINIMUM_TOP:g} have no common learning and do not count), averaged over levels, then over"
-    f" cells, one number a seed. Bases that failed pretraining do not count, nor do control bases. Supported: the"
-    f" {LEVEL:.0%} t interval over paired seeds lies above 0 and the effect is at least {SMALLEST_EFFECT:g}."
-    f" Contradicted: the interval lies below {SMALLEST_EFFECT:g}, the smallest effect of interest. Otherwise, and with"
-    f" fewer than two seeds: inconclusive. p values of cells and groups are Holm-corrected (alpha {ALPHA:g})."
+    "Effect: old accuracy kept by the matched arm minus that kept by the other arm at the same learning"
+    f" (rescaled learning {LEVELS[0]:.2f} to {LEVELS[-1]:.2f} in steps of 0.05, as far as both arms get in"
+    f" every seed; cells whose common levels end below {MINIMUM_TOP:g} have no common learning and do not"
+    " count), averaged over levels, then over cells, one number a seed. Bases that failed pretraining do"
+    f" not count, nor do control bases. Supported: the {LEVEL:.0%} t interval over paired seeds lies above 0"
+    f" and the effect is at least {SMALLEST_EFFECT:g}. Contradicted: the interval lies below"
+    f" {SMALLEST_EFFECT:g}, the smallest effect of interest. Otherwise, and with fewer than two seeds:"
+    f" inconclusive. p values of cells and groups are Holm-corrected (alpha {ALPHA:g})."
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: its text, where it comes from, and which arms (a row of ``Frontiers.cells``) it sets against."""
+    """A claim: its text, where it comes from, and which arms (a row of ``Frontiers.cells``) it sets
+    against."""
 
     name: str
     statement: str
@@ -57,14 +59,15 @@ class Claim:
 CLAIMS = (
     Claim(
         "C1",
-        "Full finetuning with the pretraining optimizer forgets less, at the same learning of the new task, than full"
-        " finetuning with another optimizer.",
+        "Full finetuning with the pretraining optimizer forgets less, at the same learning of the new task,"
+        " than full finetuning with another optimizer.",
         "arXiv 2605.06654; arXiv 2605.10468",
         lambda arm, optimizer: arm["method"] == "full" and arm["optimizer"] != optimizer,
     ),
     Claim(
         "C2",
-        "Full finetuning with the pretraining optimizer forgets less, at the same learning of the new task, than LoRA.",
+        "Full finetuning with the pretraining optimizer forgets less, at the same learning of the new task,"
+        " than LoRA.",
         "arXiv 2605.06654; arXiv 2605.10468 disagrees in part",
         lambda arm, optimizer: arm["method"] == "lora",
     ),
@@ -107,52 +110,37 @@ def _judge(claim: Claim, found: Frontiers, bases: pd.DataFrame, rates: pd.DataFr
     passed, optimizers = passed_pairs(bases), base_optimizers(bases)
     outcomes = (*OUTCOMES, "area")
     areas = found.area()
-    frames, cells = [], []
-    for (base, language), group in found.cells.groupby(["base", "language"]):
-        optimizer = optimizers[base]
+    cells: list[CellResult] = []
+    frames: list[pd.DataFrame] = []
+    for key, group in found.cells.groupby(["base", "language"]):
+        base, language = map(str, key)
         arms = group.drop_duplicates("arm")
-        matched = arms[(arms["method"] == "full") & (arms["optimizer"] == optimizer)]
-        others = [arm for _, arm in arms.iterrows() if claim.against(arm, optimizer)]
-        if matched.empty:
-            continue
-        name = matched.iloc[0]["arm"]
-        for other in others:
-            pair = _pair(group, name, other["arm"])
-            good = pair[[(base, seed) in passed for seed in pair["seed"]]]
-            rows = good if len(good) else pair
-            left, right = rows["row_matched"].to_numpy(), rows["row_other"].to_numpy()
-            kept = found.curves["kept"]
-            levels = matched_levels(kept[np.concatenate([left, right])])
-            values = {key: _at_levels(found.curves[key], left, right, levels) for key in OUTCOMES}
-            values["area"] = areas[left] - areas[right]
-            why = _why_not(base, optimizer, pair, good, levels)
-            cells.append(
-                CellResult(
-                    base, language, name, other["arm"],
-                    _estimate(f"{base}/{language}/{other['arm']}", paired_difference(values["kept"])),
-                    tuple(int(seed) for seed in rows["seed"]),
-                    float(LEVELS[levels].min()) if levels.any() else math.nan,
-                    float(LEVELS[levels].max()) if levels.any() else math.nan,
-                    float(rows["top_matched"].min()) if len(rows) else math.nan,
-                    float(rows["top_other"].min()) if len(rows) else math.nan,
-                    why == "", why,
-                )
-            )  # fmt: skip
-            if not why:
-                keys = {"base": base, "language": language, "other": other["arm"]}
-                frames.append(good[["seed"]].assign(**keys, **values))
+        matched = arms[(arms["method"] == "full") & (arms["optimizer"] == optimizers[base])]
+        for _, other in arms.iterrows():
+            if len(matched) and claim.against(other, optimizers[base]):
+                pair = _pair(group, matched.iloc[0]["arm"], other["arm"])
+                pair["passed"] = [(base, seed) in passed for seed in pair["seed"]]
+                cell, values = _compare(pair, found, areas, control=base != optimizers[base])
+                names = {"base": base, "language": language, "other": str(other["arm"])}
+                cell = replace(cell, matched=str(matched.iloc[0]["arm"]), **names)
+                cells.append(cell)
+                if cell.counted:
+                    frames.append(values.assign(**names))
     columns = ["seed", "base", "language", "other", *outcomes]
     counted = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     effect = _mean_over_cells(claim.name, counted, "kept")
     verdict, reason = decide(effect)
     corrected = iter(holm([cell.estimate.p for cell in cells if cell.counted]))
-    cells = [_with_holm(cell, next(corrected)) if cell.counted else cell for cell in cells]
+    cells = [
+        replace(cell, estimate=replace(cell.estimate, p_holm=next(corrected))) if cell.counted else cell
+        for cell in cells
+    ]
     groups = [estimate for key in ("other", "base", "language") for estimate in _by(counted, key)]
     secondary = [_mean_over_cells(key, counted, key) for key in outcomes if key != "kept"]
     return Verdict(
         claim.name, claim.statement, claim.source, verdict, reason, effect, RULE, tuple(cells), tuple(groups),
         tuple(estimate for estimate in secondary if estimate.n), ARTIFACTS,
-        tuple(_caveats(cells, counted, bases, rates, found)),
+        tuple(_caveats(cells, counted, bases, rates)),
     )  # fmt: skip
 
 
@@ -175,25 +163,43 @@ def _at_levels(
     return (curves[left][:, ON_GRID[levels]] - curves[right][:, ON_GRID[levels]]).mean(axis=1)
 
 
-def _why_not(
-    base: str, optimizer: str, pair: pd.DataFrame, good: pd.DataFrame, levels: NDArray[np.bool_]
-) -> str:
+def _compare(
+    pair: pd.DataFrame, found: Frontiers, areas: NDArray[np.float64], control: bool
+) -> tuple[CellResult, pd.DataFrame]:
+    """One cell (its names still empty), and the differences behind it: columns seed and one per outcome.
+
+    ``pair``: a row per seed with seed, passed, row_* (positions in ``found.cells``), top_*. Seeds whose base
+    failed are left out, unless all did: then they are shown, and do not count.
+    """
+    good = pair[pair["passed"]]
+    rows = good if len(good) else pair
+    left, right = rows["row_matched"].to_numpy(dtype=int), rows["row_other"].to_numpy(dtype=int)
+    levels = matched_levels(found.curves["kept"][np.concatenate([left, right])])
+    values = rows[["seed"]].assign(
+        **{outcome: _at_levels(found.curves[outcome], left, right, levels) for outcome in OUTCOMES},
+        area=areas[left] - areas[right],
+    )
+    common = LEVELS[levels] if levels.any() else np.array([math.nan])
+    tops = rows[["top_matched", "top_other"]].min()
+    why = ""
     if pair.empty:
-        return "no seed has both arms"
-    if good.empty:
-        return "the base failed pretraining"
-    if not levels.any():
-        return "no common learning"
-    return "" if base == optimizer else "control base"
+        why = "no seed has both arms"
+    elif good.empty:
+        why = "the base failed pretraining"
+    elif not levels.any():
+        why = "no common learning"
+    elif control:
+        why = "control base"
+    cell = CellResult(
+        "", "", "", "", _estimate("kept", paired_difference(values["kept"])), tuple(map(int, rows["seed"])),
+        float(common.min()), float(common.max()), float(tops["top_matched"]), float(tops["top_other"]), why == "", why,
+    )  # fmt: skip
+    return cell, values
 
 
-def _estimate(name: str, paired: Paired, p_holm: float = math.nan) -> Estimate:
+def _estimate(name: str, paired: Paired) -> Estimate:
     interval = paired.interval
-    return Estimate(name, interval.mean, interval.low, interval.high, interval.n, paired.p, p_holm)
-
-
-def _with_holm(cell: CellResult, p_holm: float) -> CellResult:
-    return replace(cell, estimate=replace(cell.estimate, p_holm=p_holm))
+    return Estimate(name, interval.mean, interval.low, interval.high, interval.n, paired.p)
 
 
 def _mean_over_cells(name: str, counted: pd.DataFrame, outcome: str) -> Estimate:
@@ -211,7 +217,7 @@ def _by(counted: pd.DataFrame, key: str) -> list[Estimate]:
 
 
 def _caveats(
-    cells: list[CellResult], counted: pd.DataFrame, bases: pd.DataFrame, rates: pd.DataFrame, found: Frontiers
+    cells: list[CellResult], counted: pd.DataFrame, bases: pd.DataFrame, rates: pd.DataFrame
 ) -> list[str]:
     notes = []
     n = counted["seed"].nunique()
@@ -228,8 +234,8 @@ def _caveats(
     for cell in cells:
         if cell.why == "no common learning":
             notes.append(
-                f"no common learning: {cell.base} / {cell.language}: {cell.matched} reaches {cell.matched_top:.2f},"
-                f" {cell.other} {cell.other_top:.2f}"
+                f"no common learning: {cell.base} / {cell.language}: {cell.matched} reaches"
+                f" {cell.matched_top:.2f}, {cell.other} {cell.other_top:.2f}"
             )
     used = {(c.base, c.language, arm) for c in cells if c.counted for arm in (c.matched, c.other)}
     here = rates[[key in used for key in zip(rates["base"], rates["language"], rates["arm"], strict=True)]]

@@ -64,9 +64,8 @@ def _explain(cls: type[Config], fault: Any) -> str:
     field = ".".join(location)
     if fault["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(cls, fault["loc"][:-1]))
-        return (
-            f"{field}: unknown field{near_match(location[-1], allowed)}"
-            + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+        return f"{field}: unknown field{near_match(location[-1], allowed)}" + (
+            f"; allowed: {', '.join(allowed)}" if allowed else ""
         )
     if fault["type"] == "missing":
         return f"{field}: required, but not given"
@@ -90,9 +89,11 @@ def _fields_at(cls: Any, location: tuple[int | str, ...]) -> set[str]:
             fields = model.model_fields
             if isinstance(part, str) and part in fields:
                 inner |= _models_in(fields[part].annotation)
-            elif isinstance(part, int):
-                inner.add(model)
-            elif any(part in getattr(fields[name].annotation, "__args__", ()) for name in ("name", "kind") if name in fields):
+            elif isinstance(part, int) or any(
+                part in getattr(fields[name].annotation, "__args__", ())
+                for name in ("name", "kind")
+                if name in fields
+            ):
                 inner.add(model)
         models = inner
     return {name for model in models for name in model.model_fields}

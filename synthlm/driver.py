@@ -25,7 +25,7 @@ Results = Callable[[Any], Record | None]
 """Job -> its record, None when it is not done."""
 
 TICK = 0.25
-"""Seconds between two looks at the engine."""
+"""Seconds between two looks at the engine, and between two states shown."""
 
 PLAN_SHARE = 4.0
 """While workers are busy, the time between two plans is at least this many times what a plan takes."""
@@ -139,6 +139,7 @@ class _Loop:
         self.steps: dict[int, tuple[int, int]] = {}
         self.batches = 0
         self.flops_done = 0.0
+        self.shown = 0.0
         self.plan: Future[list[Any]] | None = None
         self.plan_asked, self.plan_seconds, self.plan_ended = 0.0, 0.0, 0.0
         self.stale = True  # results have come in since the plan was asked for
@@ -155,7 +156,7 @@ class _Loop:
                 self._ask(thread)
                 self._adopt()
                 self._dispatch()
-                self.display.show(self._snapshot())
+                self._show(now=True)
                 if self.running:
                     for outcome in self.engine.wait(TICK):
                         self._ended(outcome)
@@ -173,6 +174,7 @@ class _Loop:
 
     def on_step(self, batch: int, step: int, total: int) -> None:
         self.steps[batch] = (step, total)
+        self._show()
 
     def _results(self, job: Any) -> Record | None:
         return self.store.get(job.key)
@@ -257,6 +259,11 @@ class _Loop:
         self.store.fail(job.key, job.model_dump_json(), error, traceback)
         self.failures[job.key] = FailedJob(job.key, job.label, error, repeat_command(job, self.store))
         self.display.note(f"failed: {job.label}: {error}")
+
+    def _show(self, now: bool = False) -> None:
+        if now or time.monotonic() - self.shown >= TICK:
+            self.shown = time.monotonic()
+            self.display.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         running = []

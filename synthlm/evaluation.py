@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def log_probabilities(config: ModelConfig, weights: Mapping[str, Tensor], probe:
     return transformer.unembed(config, weights, picked).log_softmax(-1)
 
 
-def evaluate(probe: Probe, log_p: Tensor, base_log_p: Tensor | None = None) -> list[dict[str, list]]:
+def evaluate(probe: Probe, log_p: Tensor, base_log_p: Tensor | None = None) -> list[dict[str, list[Any]]]:
     """Columns of results, one row a slice, for each run.
 
     Args:
@@ -99,14 +100,16 @@ def evaluate(probe: Probe, log_p: Tensor, base_log_p: Tensor | None = None) -> l
     exact = exact / probe.item_member.sum(1)
     kl = mean((base_log_p.exp() * (base_log_p - log_p)).sum(-1)) if base_log_p is not None else None
     finite = torch.isfinite(loss)
-    rows = []
+    rows: list[dict[str, list[Any]]] = []
     for r in range(len(loss)):
         keep = [bool(flag) for flag in finite[r]]
 
         def column(value: Tensor | None, r: int = r, keep: list[bool] = keep) -> list[float | None]:
             if value is None:
                 return [None] * len(keep)
-            return [x if ok and np.isfinite(x) else None for x, ok in zip(value[r].tolist(), keep, strict=True)]
+            return [
+                x if ok and np.isfinite(x) else None for x, ok in zip(value[r].tolist(), keep, strict=True)
+            ]
 
         rows.append(
             {

@@ -1,10 +1,11 @@
 """Learning-forgetting frontiers: what is kept of the old language at equal learning of the new one.
 
-Learning is the accuracy on the new language's goal slices, rescaled so that 0 is the base itself (step 0) and 1 is
-perfect. A finetuning run is the polyline through its evaluations, in (learnt, value). The frontier of a cell (seed,
-base, arm, language) is value*(l) = the largest value that any of its runs, at any time, has with learning >= l; between
-two evaluations a run is taken to be linear. ``attained:kept`` uses the evaluations alone, without that interpolation:
-a lower bound, reported to show what the interpolation does. Source: the protocol of this project (our own choice).
+Learning is the accuracy on the new language's goal slices, rescaled so that 0 is the base itself (step 0) and
+1 is perfect. A finetuning run is the polyline through its evaluations, in (learnt, value). The frontier of a
+cell (seed, base, arm, language) is value*(l) = the largest value that any of its runs, at any time, has with
+learning >= l; between two evaluations a run is taken to be linear. ``attained:kept`` uses the evaluations
+alone, without that interpolation: a lower bound, reported to show what the interpolation does. Source: the
+protocol of this project (our own choice).
 """
 
 from dataclasses import dataclass
@@ -31,42 +32,42 @@ RUN = [*CELL, "lr", "job"]
 ARM = ["method", "optimizer", "rank"]
 
 OUTCOMES = ("kept", "rote", "rule", "loss", "kl", "attained:kept")
-"""Larger is better in all: ``loss`` is minus the rise of the old loss since step 0, ``kl`` minus the KL (nats)."""
+"""Larger is better in all: ``loss`` is minus the rise of the old loss since step 0, ``kl`` minus the KL
+(nats)."""
 
 
 def points(table: pd.DataFrame) -> pd.DataFrame:
     """One row per finetuning run and evaluated step, sorted by RUN and step.
 
-    Columns: RUN, ARM, status, step, learnt (accuracy), relative (rescaled learning), kept, rote, rule (accuracies on
-    the old language), loss and kl (see OUTCOMES), and start_learnt, start_kept, start_rote, start_rule of the base.
-    A point with a non-finite loss is left out: a diverged run counts up to its divergence.
+    Columns: RUN, ARM, status, step, learnt (accuracy), relative (rescaled learning), kept, rote, rule
+    (accuracies on the old language), loss and kl (see OUTCOMES), and start_learnt, start_kept, start_rote,
+    start_rule of the base. A point with a non-finite loss is left out: a diverged run counts up to its
+    divergence.
 
     Raises:
         InputError: a cell has no evaluation at step 0, so nothing to measure learning and forgetting against.
     """
     rows = table[(table["kind"] == "finetune") & (table["goal"] != "")]
-    rows = rows.sort_values([*RUN, "step", "role", "slice"], kind="stable")
+    rows = rows.sort_values([*RUN, "step", "role", "slice"], kind="stable", ignore_index=True)
     keys = [*RUN, "step"]
-    finite = np.isfinite(rows["loss"]).groupby([rows[key] for key in keys]).transform("all")
-    rows = rows[finite]
+    point = rows.groupby(keys).ngroup()
+    rows = rows[np.isfinite(rows["loss"]).groupby(point).transform("all")]
 
     def means(chosen: pd.Series, **columns: str) -> pd.DataFrame:
-        aggregated = rows[chosen].groupby(keys)[list(columns.values())].mean()
-        return aggregated.rename(columns={old: new for new, old in columns.items()})
+        """Per point, the mean over the chosen rows: new name = old name."""
+        aggregated = rows.loc[chosen, list(columns.values())].groupby(point).mean()
+        return aggregated.set_axis(list(columns), axis=1)
 
     old = rows["role"] == "old"
-    found = pd.concat(
-        [
-            means(rows["role"] == "new", learnt="accuracy"),
-            means(old, kept="accuracy", loss="loss", kl="kl"),
-            means(old & (rows["goal"] == "rote"), rote="accuracy"),
-            means(old & (rows["goal"] == "rule"), rule="accuracy"),
-        ],
-        axis=1,
-    )
-    found = found[found["learnt"].notna() & found["kept"].notna()].sort_index().reset_index()
-    runs = rows.drop_duplicates(RUN)[[*RUN, *ARM, "status"]]
-    found = found.merge(runs, on=RUN, how="left", validate="many_to_one")
+    parts = [
+        means(rows["role"] == "new", learnt="accuracy"),
+        means(old, kept="accuracy", loss="loss", kl="kl"),
+        means(old & (rows["goal"] == "rote"), rote="accuracy"),
+        means(old & (rows["goal"] == "rule"), rule="accuracy"),
+    ]
+    head = rows[[*keys, *ARM, "status"]].groupby(point).first()
+    found = pd.concat([head, *parts], axis=1).sort_index()
+    found = found[found["learnt"].notna() & found["kept"].notna()]
 
     home = ["base", "language", "seed"]
     at_start = found[found["step"] == 0].groupby(home)[["learnt", "kept", "rote", "rule", "loss"]].mean()
@@ -87,8 +88,8 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
 class Frontiers:
     """Frontiers of every cell, and of every run alone.
 
-    ``cells``: one row per cell: CELL, ARM, start_*, top (highest rescaled learning), rates (number of learning
-    rates), diverged (number of runs). ``runs``: the same per run, with lr, job, status.
+    ``cells``: one row per cell: CELL, ARM, start_*, top (highest rescaled learning), rates (number of
+    learning rates), diverged (number of runs). ``runs``: the same per run, with lr, job, status.
     ``curves[outcome]`` [cell, grid] and ``run_curves[outcome]`` [run, grid]: NaN at levels not reached.
     """
 
@@ -147,6 +148,23 @@ def frontiers_of(traces: pd.DataFrame) -> Frontiers:
     return Frontiers(cells, runs, curves, run_curves)
 
 
+def run_area(learnt: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
+    """Area under the frontier of one run: accuracies on the new and the old language by step, step 0 first.
+
+    What a learning rate is judged by, here and in a search that widens a sweep. Non-finite steps are left
+    out.
+    """
+    finite = np.isfinite(learnt) & np.isfinite(kept)
+    room = 1 - learnt[0]
+    if not finite[0] or room <= 1e-9:
+        return 0.0
+    relative = (learnt[finite] - learnt[0]) / room
+    best = _best_values(relative, kept[finite], np.ones(finite.sum() - 1, dtype=bool), between=True).max(
+        axis=0
+    )
+    return float(_area(np.where(np.isfinite(best), best, np.nan)[None])[0])
+
+
 def _first_rows(frame: pd.DataFrame, keys: list[str]) -> NDArray[np.int64]:
     """Positions of the first row of each group, in a frame sorted by ``keys``."""
     return np.flatnonzero(~frame.duplicated(keys).to_numpy())
@@ -155,9 +173,11 @@ def _first_rows(frame: pd.DataFrame, keys: list[str]) -> NDArray[np.int64]:
 def _best_values(
     relative: NDArray[np.float64], value: NDArray[np.float64], same_run: NDArray[np.bool_], between: bool
 ) -> NDArray[np.float64]:
-    """[point, grid]: the largest value with learning >= level at a point and, if ``between``, on the way to the next.
+    """[point, grid]: the largest value with learning >= level at a point and, if ``between``, on the way to
+    the next.
 
-    A linear piece is largest at one of its ends or where it crosses the level. -inf where the level is not reached.
+    A linear piece is largest at one of its ends or where it crosses the level. -inf where the level is not
+    reached.
     """
     value = np.where(np.isfinite(value), value, -np.inf)
     level = GRID[None, :] - 1e-9
@@ -180,7 +200,7 @@ def matched_levels(kept: NDArray[np.float64]) -> NDArray[np.bool_]:
     """
     if not len(kept):
         return np.zeros(len(LEVELS), dtype=bool)
-    common = np.isfinite(kept[:, ON_GRID]).all(axis=0)
+    common: NDArray[np.bool_] = np.asarray(np.isfinite(kept[:, ON_GRID]).all(axis=0))
     if not common.any() or LEVELS[common].max() < MINIMUM_TOP - 1e-9:
         return np.zeros(len(LEVELS), dtype=bool)
     return common
@@ -189,15 +209,16 @@ def matched_levels(kept: NDArray[np.float64]) -> NDArray[np.bool_]:
 def best_rates(found: Frontiers) -> pd.DataFrame:
     """The best learning rate of each (base, language, arm): the largest mean area of its own runs' frontiers.
 
-    The mean is over the seeds in which that rate was run; ties go to the smaller rate. Columns: base, language, arm, lr,
-    area, lowest, highest, rates (how many were swept), edge ("low" or "high" when the best is an end of the sweep, "only"
-    when there was one rate, else ""), seeds, agree (seeds whose own best rate is this one), runs, diverged.
+    The mean is over the seeds in which that rate was run; ties go to the smaller rate. Columns: base,
+    language, arm, lr, area, lowest, highest, rates (how many were swept), edge ("low" or "high" when the best
+    is an end of the sweep, "only" when there was one rate, else ""), seeds, agree (seeds whose own best rate
+    is this one), runs, diverged.
     """
     runs = found.runs.assign(area=found.run_area())
     records = []
     for (base, language, arm), rows in runs.groupby(["base", "language", "arm"]):
         means = rows.groupby("lr")["area"].mean()
-        best = float(means.idxmax())
+        best = float(means.index[int(means.to_numpy().argmax())])
         own = rows.loc[rows.groupby("seed")["area"].idxmax(), "lr"]
         lowest, highest = float(means.index.min()), float(means.index.max())
         edge = "only" if lowest == highest else {lowest: "low", highest: "high"}.get(best, "")
@@ -208,7 +229,7 @@ def best_rates(found: Frontiers) -> pd.DataFrame:
             "diverged": int((rows["status"] == "diverged").sum()),
         })  # fmt: skip
     columns = [
-        "base", "language", "arm", "lr", "area", "lowest", "highest", "rates", "edge", "seeds", "agree", "runs",
-        "diverged",
+        "base", "language", "arm", "lr", "area", "lowest", "highest", "rates", "edge", "seeds", "agree",
+        "runs", "diverged",
     ]  # fmt: skip
     return pd.DataFrame(records, columns=columns)

@@ -6,7 +6,8 @@ parents' keys in place of the parents themselves. Device, workers and paths are 
 
 import hashlib
 import json
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator, model_validator
@@ -17,7 +18,7 @@ from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
 from synthlm.schedules import ScheduleConfig
-from synthlm.tasks import AnyLanguage, LanguageConfig, build
+from synthlm.tasks import AnyLanguage, LanguageConfig, sizes
 
 SCHEMA = 1
 """Raised when the meaning of a field or the arithmetic of a job changes: old results are then no longer served."""
@@ -205,18 +206,11 @@ def job_from_json(text: str) -> Job:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"job: not valid JSON ({error})") from None
-    kinds = {"pretrain": Pretrain, "finetune": Finetune}
+    kinds: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in kinds:
         raise InputError(f"job: kind {kind!r} is not one of {', '.join(kinds)}")
     return parse(kinds[kind], data, "job")
-
-
-@lru_cache(maxsize=1024)
-def sizes(language: LanguageConfig) -> tuple[int, int]:
-    """(vocabulary, time axis) of a language; they follow from its settings, whatever the seed."""
-    drawn = build(language, 0)
-    return drawn.vocab, drawn.length
 
 
 def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
@@ -229,11 +223,13 @@ def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
 
 def _element_wise(value: OptimizerConfig) -> OptimizerConfig:
     if value.rule.matrix_only:
-        raise ValueError(f"{value.name!r} works on matrices only; embeddings, head and gains need another optimizer")
+        raise ValueError(
+            f"{value.name!r} works on matrices only; embeddings, head and gains need another optimizer"
+        )
     return value
 
 
-def _cost(model: ModelConfig, training: Training, steps: int, languages: list[LanguageConfig]) -> float:
+def _cost(model: ModelConfig, training: Training, steps: int, languages: Sequence[LanguageConfig]) -> float:
     tokens = training.batch * sizes(languages[0])[1]
     probe = 1000 * sum(sizes(language)[1] for language in languages)
     return model.flops_per_token * (3.0 * steps * tokens + training.evaluations * probe)

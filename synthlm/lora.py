@@ -64,7 +64,9 @@ def init(config: LoraConfig, base: Layout, generator: torch.Generator) -> Tensor
     return flat
 
 
-def merge(config: LoraConfig, base: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merge(
+    config: LoraConfig, base: Mapping[str, Tensor], adapters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Weights by name ``[run, *shape]`` with every adapter's product added; differentiable in both."""
     merged = dict(base)
     for name in base:

@@ -40,7 +40,9 @@ class ModelConfig(Config):
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} must divide width {self.width}")
         if self.positions == "rotary" and (self.width // self.heads) % 2:
-            raise ValueError(f"heads: rotary positions need an even head width, not {self.width // self.heads}")
+            raise ValueError(
+                f"heads: rotary positions need an even head width, not {self.width // self.heads}"
+            )
         return self
 
     @property
@@ -158,14 +160,17 @@ def _block(
     x = tap(name + "hook_resid_pre", x)
     normed = tap(name + "ln1.hook_normalized", _rms_norm(x, weights[name + "ln1.w"]))
     q, k, v = (
-        rearrange(_linear(normed, weights[f"{name}attn.W_{which}"]), "r b t (h e) -> (r b) h t e", h=config.heads)
+        rearrange(
+            _linear(normed, weights[f"{name}attn.W_{which}"]), "r b t (h e) -> (r b) h t e", h=config.heads
+        )
         for which in "QKV"
     )
     if rotation is not None:
         q, k = _rotate(q, *rotation), _rotate(k, *rotation)
     runs = x.shape[0]
     q, k, v = (
-        _tap_heads(tap, f"{name}attn.hook_{which}", value, runs) for which, value in zip("qkv", (q, k, v), strict=True)
+        _tap_heads(tap, f"{name}attn.hook_{which}", value, runs)
+        for which, value in zip("qkv", (q, k, v), strict=True)
     )
     if attention == "fused":
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -193,7 +198,7 @@ def _mlp(config: ModelConfig, weights: Mapping[str, Tensor], name: str, x: Tenso
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x [run, ..., in]`` times ``weight [run, out, in]`` -> ``[run, ..., out]``, one product a run."""
     flat = torch.bmm(x.flatten(1, -2), weight.mT)
-    return flat.unflatten(1, x.shape[1:-1])
+    return flat.view(*x.shape[:-1], weight.shape[1])
 
 
 def _rms_norm(x: Tensor, gain: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """From a tidy results table to files: tables, figures, claims and one page that shows them all.
 
-Files of equal results are equal to the byte: fixed order, floats that read back, no dates. A figure whose data, code
-and files are unchanged is not drawn again.
+Files of equal results are equal to the byte: fixed order, floats that read back, no dates. A figure whose
+data, code and files are unchanged is not drawn again.
 """
 
 import base64
@@ -22,16 +22,19 @@ from synthlm.config import InputError
 from synthlm.figures import FIGURES, style
 from synthlm.frontier import best_rates, frontiers
 from synthlm.table import ordered, read_csv, write_csv
-from synthlm.verdicts import OUTCOME_TEXT, Verdict, cell_rows, signed, write_claims
+from synthlm.verdicts import CELL_HEAD, OUTCOME_TEXT, Verdict, cell_rows, signed, write_claims
 
 Entry = dict[str, Any]
 
 
-def write_report(study: Any, table: pd.DataFrame, out: Path, figures: Sequence[str] | None = None) -> list[Path]:
+def write_report(
+    study: Any, table: pd.DataFrame, out: Path, figures: Sequence[str] | None = None
+) -> list[Path]:
     """Write everything about ``table`` into ``out``; returns the paths written or found up to date.
 
     ``results.{csv,parquet}``, ``figures/NAME.{csv,pdf,png}``, ``figures.json``, ``claims.{md,json}``,
-    ``report.html``. ``study``: its ``describe()``, if it has one, opens the page. ``figures``: names, all when None.
+    ``report.html``. ``study``: its ``describe()``, if it has one, opens the page. ``figures``: names, all
+    when None.
 
     Raises:
         InputError: an unknown figure, a table without its columns or without step 0.
@@ -65,7 +68,8 @@ def write_report(study: Any, table: pd.DataFrame, out: Path, figures: Sequence[s
 
 
 def redraw(out: Path) -> list[Path]:
-    """Draw every figure in ``out/figures`` again from its CSV, and the page from ``results.csv`` if it is there.
+    """Draw every figure in ``out/figures`` again from its CSV, and the page from ``results.csv`` if it is
+    there.
 
     Raises:
         InputError: there is no figure's CSV, or one cannot be read.
@@ -85,12 +89,13 @@ def redraw(out: Path) -> list[Path]:
 
 
 def _draw(name: str, folder: Path, known: Entry, table: pd.DataFrame | None, always: bool = False) -> Entry:
-    """Draw one figure from its CSV, unless nothing changed since ``known``; returns its entry of figures.json."""
+    """Draw one figure from its CSV, unless nothing changed since ``known``; returns its entry of
+    figures.json."""
     stem = folder / name
     data = figures_package.load(name, stem.with_suffix(".csv"))
     entry: Entry = {
         "jobs": known.get("jobs", []) if table is None else _jobs(name, table),
-        "n": int(data["seed"].nunique() if "seed" in data else data["n"].max()),
+        "n": int(data["n"].max()),
         "rows": len(data),
         "data_sha256": _sha256(stem.with_suffix(".csv")),
         "code_sha256": _code_sha256(name),
@@ -119,7 +124,8 @@ def _sha256(path: Path) -> str:
 
 
 def _code_sha256(name: str) -> str:
-    """Hash of what draws a figure besides its data: its module, what the figures share, and matplotlib's version."""
+    """Hash of what draws a figure besides its data: its module, what the figures share, and matplotlib's
+    version."""
     folder = Path(figures_package.__file__).parent
     parts = [(folder / f"{part}.py").read_bytes() for part in (name, "style", "arms")]
     return hashlib.sha256(b"\0".join([*parts, matplotlib.__version__.encode()])).hexdigest()
@@ -151,18 +157,15 @@ def _write_entries(out: Path, entries: dict[str, Entry]) -> Path:
 
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 74rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 2.4rem; border-bottom: 1px solid #ddd; }
-pre { white-space: pre-wrap; background: #f6f6f6; padding: .8rem; font-size: .85rem; }
-table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; }
-.wide { overflow-x: auto; }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-th { background: #f6f6f6; } tr.bad td { background: #fdf0ea; }
-figure { margin: 1.6rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { font-size: .9rem; color: #444; max-width: 60rem; }
-.verdict { font-weight: 700; } .supported { color: #00694a; } .contradicted { color: #a33a00; }
-.inconclusive { color: #666; }
-details { margin: .6rem 0; } summary { cursor: pointer; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 74rem; margin: 2rem auto; padding: 0
+1.2rem; } h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 2.4rem; border-bottom: 1px solid #ddd;
+} pre { white-space: pre-wrap; background: #f6f6f6; padding: .8rem; font-size: .85rem; } table {
+border-collapse: collapse; font-size: .85rem; margin: .8rem 0; } .wide { overflow-x: auto; } th, td {
+text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #e4e4e4; vertical-align: top; } th {
+background: #f6f6f6; } tr.bad td { background: #fdf0ea; } figure { margin: 1.6rem 0; } figure img { max-width:
+100%; height: auto; } figcaption { font-size: .9rem; color: #444; max-width: 60rem; } .verdict { font-weight:
+700; } .supported { color: #00694a; } .contradicted { color: #a33a00; } .inconclusive { color: #666; } details
+{ margin: .6rem 0; } summary { cursor: pointer; }
 """
 
 
@@ -179,8 +182,9 @@ def _write_page(
         f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
         "<h1>What the optimizer does to what the model knows</h1>",
         f"<pre>{escape(study)}</pre>" if study else "",
-        f"<p>{table['job'].nunique()} jobs, {table['seed'].nunique()} seed(s), {runs} finetuning runs, of which"
-        f" {diverged} diverged (they count up to their divergence). All numbers: <code>results.csv</code>.</p>",
+        f"<p>{table['job'].nunique()} jobs, {table['seed'].nunique()} seed(s), {runs} finetuning runs, of"
+        f" which {diverged} diverged (they count up to their divergence). All numbers:"
+        " <code>results.csv</code>.</p>",
         "<h2>Verdicts</h2>",
         _table(
             ["claim", "", "verdict", "kept: matched minus other", "why"],
@@ -197,23 +201,23 @@ def _write_page(
         "" if entries else "<p>No figure has data.</p>",
         "<h2>Bases</h2>",
         _table(
-            ["base", "optimizer", "seed", "learning rate", "steps", "worst goal slice", "accuracy", "verdict"],
+            ["base", "optimizer", "seed", "learning rate", "steps", "worst goal slice", "accuracy", "passed"],
             [
                 [r.base, r.optimizer, r.seed, f"{r.lr:g}", r.steps, r.worst_slice, f"{r.accuracy:.3f}",
-                 "passed" if r.passed else f"FAILED: {r.why}"]
+                 "yes" if r.passed else f"NO: {r.why}"]
                 for r in bases.itertuples()
             ],
             [not passed for passed in bases["passed"]],
         ),
         "<h2>Best learning rates</h2>",
-        "<p>The rate with the largest mean area under its own learning-forgetting frontier. A best rate at an end of its"
-        " sweep means that the sweep did not bracket it.</p>",
+        "<p>The rate with the largest mean area under its own learning-forgetting frontier. A best rate at"
+        " an end of its sweep means that the sweep did not bracket it.</p>",
         _table(
-            ["base", "language", "arm", "best rate", "swept", "rates", "at the edge", "area", "seeds that agree",
+            ["base", "language", "arm", "best rate", "swept", "rates", "at the edge", "area", "agreeing",
              "diverged"],
             [
                 [r.base, r.language, r.arm, f"{r.lr:g}", f"{r.lowest:g} to {r.highest:g}", r.rates,
-                 {"": "no", "only": "only one rate"}.get(r.edge, f"YES: {r.edge} end"), f"{r.area:.3f}",
+                 {"": "no", "only": "only one rate"}.get(str(r.edge), f"YES: {r.edge} end"), f"{r.area:.3f}",
                  f"{r.agree} of {r.seeds}", f"{r.diverged} of {r.runs}"]
                 for r in rates.itertuples()
             ],
@@ -241,10 +245,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], bad: Sequence[boo
 
 
 def _claim(verdict: Verdict) -> str:
-    head = ["base", "language", "matched arm", "other arm", "learning", "kept: matched - other", "n", "p (Holm)", "counted"]
     parts = [f"<details><summary>{verdict.claim}: cells, groups, other outcomes, caveats</summary>"]
-    parts.append(f"<p>Source: {escape(verdict.source)}. Shown in: {escape(', '.join(verdict.artifacts))}.</p>")
-    parts.append(_table(head, cell_rows(verdict), [not cell.counted for cell in verdict.cells]))
+    parts.append(
+        f"<p>Source: {escape(verdict.source)}. Shown in: {escape(', '.join(verdict.artifacts))}.</p>"
+    )
+    parts.append(_table(CELL_HEAD, cell_rows(verdict), [not cell.counted for cell in verdict.cells]))
     estimates = [*verdict.groups, *verdict.secondary]
     if estimates:
         rows = [[OUTCOME_TEXT.get(item.name, item.name), signed(item)] for item in estimates]

@@ -1,13 +1,14 @@
 """Intervals and tests over seeds: BCa bootstrap for what is shown, Student's t for what is decided.
 
-With three to five seeds a bootstrap interval of the mean covers too rarely (at n = 3 it can never leave the range of
-the values), so verdicts rest on the paired t interval, and figures name the interval they show.
+With three to five seeds a bootstrap interval of the mean covers too rarely (at n = 3 it can never leave the
+range of the values), so verdicts rest on the paired t interval, and figures name the interval they show.
 """
 
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,11 @@ CHUNK = 4_000_000  # resampled numbers held at once
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` seeds with an interval of confidence ``LEVEL``; ``low`` and ``high`` are NaN without one.
+    """A mean over ``n`` seeds with an interval of confidence ``LEVEL``; ``low`` and ``high`` are NaN without
+    one.
 
-    ``method``: ``bca``, ``percentile`` (BCa undefined for these values), ``range`` (all values equal), ``t``, or
-    ``none`` (fewer than two values).
+    ``method``: ``bca``, ``percentile`` (BCa undefined for these values), ``range`` (all values equal), ``t``,
+    or ``none`` (fewer than two values).
     """
 
     mean: float
@@ -38,7 +40,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """A paired difference over seeds: its t interval, and the two-sided p of the paired t test (NaN when n < 2)."""
+    """A paired difference over seeds: its t interval, and the two-sided p of the paired t test (NaN when n <
+    2)."""
 
     interval: Interval
     p: float
@@ -58,7 +61,8 @@ def bootstrap_interval(values: ArrayLike) -> Interval:
 def bootstrap_table(values: NDArray[np.float64]) -> pd.DataFrame:
     """Intervals of many means at once: ``values`` [cell, seed] -> columns mean, low, high, n, interval.
 
-    Non-finite values count as missing. A row's result does not depend on the other rows or on the order of seeds.
+    Non-finite values count as missing. A row's result does not depend on the other rows or on the order of
+    seeds.
     """
     finite = np.isfinite(values)
     ordered = np.sort(np.where(finite, values, np.inf), axis=1)  # missing values go last
@@ -91,14 +95,16 @@ def _bootstrap(data: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
     return low, high, method
 
 
-def _scipy_bootstrap(data: NDArray[np.float64], method: str) -> tuple[NDArray, NDArray]:
+def _scipy_bootstrap(
+    data: NDArray[np.float64], method: Literal["BCa", "percentile"]
+) -> tuple[NDArray, NDArray]:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # undefined BCa intervals come back as NaN and are handled by the caller
         found = scipy.stats.bootstrap(
             (data,),
-            np.mean,
+            lambda sample, axis: sample.mean(axis=axis),
             axis=-1,
             vectorized=True,
             n_resamples=RESAMPLES,
@@ -110,10 +116,11 @@ def _scipy_bootstrap(data: NDArray[np.float64], method: str) -> tuple[NDArray, N
 
 
 def paired_difference(differences: ArrayLike) -> Paired:
-    """Paired t: ``differences`` [seed] -> mean, interval mean +- t(n-1) * sd / sqrt(n), two-sided p against zero.
+    """Paired t: ``differences`` [seed] -> mean, interval mean +- t(n-1) * sd / sqrt(n), two-sided p against
+    zero.
 
-    Non-finite differences are left out. Differences that are all equal have a zero-width interval (method ``range``)
-    and p = 0, or 1 when they are all zero: there is nothing to estimate a spread from.
+    Non-finite differences are left out. Differences that are all equal have a zero-width interval (method
+    ``range``) and p = 0, or 1 when they are all zero: there is nothing to estimate a spread from.
     """
     values = np.asarray(differences, dtype=float)
     values = values[np.isfinite(values)]

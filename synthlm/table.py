@@ -14,8 +14,8 @@ TEXT = (
 """Columns of text; a job's 12 hex digits would otherwise read back as a number now and then."""
 
 COLUMNS = (
-    "job", "kind", "seed", "base", "arm", "method", "optimizer", "rank", "language", "lr", "steps_total", "status",
-    "chosen", "step", "role", "slice", "goal", "loss", "floor", "accuracy", "exact", "kl", "n",
+    "job", "kind", "seed", "base", "arm", "method", "optimizer", "rank", "language", "lr", "steps_total",
+    "status", "chosen", "step", "role", "slice", "goal", "loss", "floor", "accuracy", "exact", "kl", "n",
 )  # fmt: skip
 """One row is one job x evaluation step x slice. Losses, floor and kl are nats per scored token."""
 
@@ -30,6 +30,8 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: naming the columns that are missing.
     """
+    if not len(table.columns):  # a study without any result
+        table = pd.DataFrame(columns=list(COLUMNS))
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise InputError(f"results table: columns {', '.join(missing)} are missing")
@@ -39,6 +41,8 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
         table[name] = table[name].fillna("").astype(str)
     for name in ("seed", "rank", "steps_total", "step", "n"):
         table[name] = table[name].fillna(0).astype("int64")
+    for name in ("lr", "loss", "floor", "accuracy", "exact", "kl"):
+        table[name] = table[name].astype(float)
     table["chosen"] = table["chosen"].eq(True)
     return table.sort_values(ORDER, kind="stable", ignore_index=True)
 
@@ -56,10 +60,13 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     try:
         options = pyarrow.csv.ConvertOptions(
-            column_types={name: pyarrow.string() for name in TEXT}, null_values=["nan"], strings_can_be_null=False
+            column_types={name: pyarrow.string() for name in TEXT},
+            null_values=["nan"],
+            strings_can_be_null=False,
         )
         found = pyarrow.csv.read_csv(path, convert_options=options)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise InputError(f"{path}: not a readable table ({error})") from None
     empty = [field.name for field in found.schema if pyarrow.types.is_null(field.type)]
-    return found.to_pandas().astype(dict.fromkeys(empty, float))
+    frame: pd.DataFrame = found.to_pandas()
+    return frame.astype(dict.fromkeys(empty, float))

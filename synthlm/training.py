@@ -74,7 +74,7 @@ class Run:
     """One job's history on the axis."""
 
     job: Job
-    rows: dict[str, list] = field(default_factory=dict)
+    rows: dict[str, list[Any]] = field(default_factory=dict)
     diverged_at: int | None = None
     stopped_at: int | None = None
     final: Tensor | None = None
@@ -84,9 +84,10 @@ class Run:
     def ended_at(self) -> int | None:
         return self.diverged_at if self.diverged_at is not None else self.stopped_at
 
-    def add(self, step: int, role: str, columns: dict[str, list]) -> None:
+    def add(self, step: int, role: str, columns: dict[str, list[Any]]) -> None:
         count = len(columns["slice"])
-        for name, values in {"step": [step] * count, "role": [role] * count, **columns}.items():
+        head: dict[str, list[Any]] = {"step": [step] * count, "role": [role] * count}
+        for name, values in (head | columns).items():
             self.rows.setdefault(name, []).extend(values)
 
 
@@ -97,7 +98,7 @@ class Order:
         self.seeds, self.stage, self.batch = list(seeds), stage, batch
         self.cumulative = [np.cumsum(language.train.weight) for language in languages]
         self.chunk = -1
-        self.drawn = np.empty((0,))
+        self.drawn = np.empty((0, 0, 0), dtype=np.int64)
 
     def __call__(self, step: int) -> np.ndarray:
         if step // ORDER_CHUNK != self.chunk:
@@ -203,7 +204,10 @@ class _Loop:
         if layout.size > layout.matrix_size:
             configs["aux"] = [job.aux for job in self.jobs if job.aux is not None]
         return [
-            (GroupOptimizer(layout, group, each), torch.tensor([config.lr for config in each], device=self.device))
+            (
+                GroupOptimizer(layout, group, each),
+                torch.tensor([config.lr for config in each], device=self.device),
+            )
             for group, each in configs.items()
         ]
 
@@ -336,7 +340,11 @@ class _Loop:
         for g in range(len(self.state)):
             prefix = f"{g}."
             cuts = [
-                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in tensors.items()
+                    if name.startswith(prefix)
+                }
                 for tensors, _ in points
             ]
             stacked = optimizers.stack(cuts)

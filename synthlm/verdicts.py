@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+CELL_HEAD = (
+    "base", "language", "matched arm", "other arm", "learning levels", "kept: matched - other", "n",
+    "p (Holm)", "counted",
+)  # fmt: skip
+
 OUTCOME_TEXT = {
     "kept": "old accuracy kept, mean over goal slices",
     "rote": "old accuracy kept, rote slices",
@@ -20,7 +25,8 @@ OUTCOME_TEXT = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference over ``n`` seeds, positive when it favours the matched arm; NaN where there is none."""
+    """A mean difference over ``n`` seeds, positive when it favours the matched arm; NaN where there is
+    none."""
 
     name: str
     effect: float
@@ -33,10 +39,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CellResult:
-    """One comparison: base, language, matched arm against another. ``counted`` says whether the verdict uses it.
+    """One comparison: base, language, matched arm against another. ``counted`` says whether the verdict uses
+    it.
 
-    ``lowest`` and ``highest`` are the ends of the matched levels (rescaled learning; NaN without common learning),
-    ``matched_top`` and ``other_top`` the least learning over seeds that each arm reached at best.
+    ``lowest`` and ``highest`` are the ends of the matched levels (rescaled learning; NaN without common
+    learning), ``matched_top`` and ``other_top`` the least learning over seeds that each arm reached at best.
     """
 
     base: str
@@ -55,7 +62,8 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data say of one claim. ``verdict``: supported, contradicted or inconclusive; ``reason``: why."""
+    """What the data say of one claim. ``verdict``: supported, contradicted or inconclusive; ``reason``:
+    why."""
 
     claim: str
     statement: str
@@ -72,7 +80,8 @@ class Verdict:
 
 
 def to_json(verdicts: Sequence[Verdict], constants: Mapping[str, Any], study: str = "") -> str:
-    """``claims.json``: the rule's constants, the study's text, every verdict; numbers that do not exist are null."""
+    """``claims.json``: the rule's constants, the study's text, every verdict; numbers that do not exist are
+    null."""
     data = {"constants": dict(constants), "study": study, "claims": [asdict(verdict) for verdict in verdicts]}
     return json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -98,8 +107,8 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
             "",
             f"Rule. {verdict.rule}",
             "",
-            "| base | language | matched arm | other arm | learning levels | kept: matched - other | n | p (Holm) | counted |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| " + " | ".join(CELL_HEAD) + " |",
+            "|---" * len(CELL_HEAD) + "|",
         ]
         lines += ["| " + " | ".join(row) + " |" for row in cell_rows(verdict)]
         for title, estimates in (("Within", verdict.groups), ("Secondary outcomes", verdict.secondary)):
@@ -116,7 +125,7 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
 
 
 def cell_rows(verdict: Verdict) -> list[list[str]]:
-    """The cells of a verdict as rows of text, for the two reports."""
+    """The cells of a verdict as rows of text under CELL_HEAD."""
     return [
         [
             cell.base, cell.language, cell.matched, cell.other,

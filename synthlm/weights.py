@@ -143,5 +143,7 @@ def load(path: Path, layout: Layout) -> Tensor:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[0]
-        raise InputError(f"checkpoint {path}: does not fit the model; first difference at {wrong[0]} {wrong[1]}")
+        raise InputError(
+            f"checkpoint {path}: does not fit the model; first difference at {wrong[0]} {wrong[1]}"
+        )
     return layout.join({name: tensor[None] for name, tensor in tensors.items()})[0]

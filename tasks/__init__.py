@@ -1,5 +1,6 @@
 """Languages: token sequences with exact knowledge of what must be memorized and what can be inferred."""
 
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field
@@ -36,6 +37,13 @@ def build(config: LanguageConfig, seed: int) -> Language:
     return config.build(seed)
 
 
+@lru_cache(maxsize=1024)
+def sizes(config: LanguageConfig) -> tuple[int, int]:
+    """(vocabulary, time axis) of a language; they follow from its settings, whatever the seed."""
+    language = build(config, 0)
+    return language.vocab, language.length
+
+
 __all__ = [
     "IGNORE",
     "LANGUAGES",
@@ -57,4 +65,5 @@ __all__ = [
     "build",
     "describe",
     "render",
+    "sizes",
 ]

@@ -1,4 +1,4 @@
-"""Jobs that train nothing, for the tests of store, planner, engines and driver; worker processes import them too.
+"""Jobs that train nothing, for the tests of store, planner, engines and driver; workers import them too.
 
 What a run does is written to ``STORE/log.txt``, a line ``EVENT NAME PID`` each.
 """
@@ -78,7 +78,13 @@ def write_entry(store: Store, job: FakeJob, weights: bytes = b"w" * 100) -> Path
     (folder / "config.json").write_text(job.model_dump_json())
     manifest = {"status": "done", "seconds": 0.5, "device": "cpu"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    metrics = {"step": [0, 1], "role": ["old"] * 2, "slice": ["s"] * 2, "loss": [2.0, 1.0], "accuracy": [0, 1]}
+    metrics = {
+        "step": [0, 1],
+        "role": ["old"] * 2,
+        "slice": ["s"] * 2,
+        "loss": [2.0, 1.0],
+        "accuracy": [0, 1],
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "final.safetensors").write_bytes(weights)
     return folder

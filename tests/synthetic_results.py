@@ -23,7 +23,14 @@ def make_table(
     *,
     seeds: int = 3,
     bases: Sequence[str] = ("adamw", "muon", "sgd"),
-    arms: Sequence[str] = ("full-adamw", "full-muon", "full-sgd", "lora4-adamw", "lora16-adamw", "lora16-muon"),
+    arms: Sequence[str] = (
+        "full-adamw",
+        "full-muon",
+        "full-sgd",
+        "lora4-adamw",
+        "lora16-adamw",
+        "lora16-muon",
+    ),
     languages: Sequence[str] = ("new-rule", "new-facts"),
     rates: int = 7,
     advantage: float = 0.1,
@@ -37,11 +44,12 @@ def make_table(
 ) -> pd.DataFrame:
     """A tidy results table.
 
-    At learning l the best rate of an arm keeps 0.95 - forget * l of the old accuracy, forget = 0.5 for an arm that is
-    not matched and 0.5 - ``advantage`` (at l = 1) for the matched full arm: so the matched arm keeps advantage * l more.
-    Other rates keep less and learn less. ``noise``: sd of an offset per run and of the seed. ``failed``: (base, seed) whose
-    pretraining stops at accuracy 0.6. ``never``: arms that stay below rescaled learning 0.2. ``diverged``: (arm, index
-    of the rate) whose runs turn non-finite half way. ``slices``: old slices of each goal (to make large tables).
+    At learning l the best rate of an arm keeps 0.95 - forget * l of the old accuracy, forget = 0.5 for an arm
+    that is not matched and 0.5 - ``advantage`` (at l = 1) for the matched full arm: so the matched arm keeps
+    advantage * l more. Other rates keep less and learn less. ``noise``: sd of an offset per run and of the
+    seed. ``failed``: (base, seed) whose pretraining stops at accuracy 0.6. ``never``: arms that stay below
+    rescaled learning 0.2. ``diverged``: (arm, index of the rate) whose runs turn non-finite half way.
+    ``slices``: old slices of each goal (to make large tables).
     """
     rng = np.random.default_rng(generator)
     rows: list[dict] = []
@@ -66,7 +74,8 @@ def make_table(
                             common = {
                                 "job": key, "kind": "finetune", "seed": seed, "base": base, "arm": arm,
                                 "method": method, "optimizer": optimizer, "rank": rank, "language": language,
-                                "lr": lr, "steps_total": steps[-1], "status": "diverged" if breaks else "done",
+                                "lr": lr, "steps_total": steps[-1],
+                                "status": "diverged" if breaks else "done",
                                 "chosen": False, "step": step, "n": 512,
                             }  # fmt: skip
                             rows += _evaluation(common, relative, forget, broken, slices)
@@ -86,9 +95,13 @@ def _evaluation(common: dict, relative: float, forget: float, broken: bool, slic
                 "accuracy": 0.0 if broken else accuracy, "kl": bad * 2 * (forget + extra) * relative,
             })  # fmt: skip
     learnt = 0.05 + 0.95 * relative
-    for name, goal, accuracy in (("new/rule/heldout", "rule", learnt), ("new/rule/train", "", min(1.0, 1.1 * learnt))):
+    for name, goal, accuracy in (
+        ("new/rule/heldout", "rule", learnt),
+        ("new/rule/train", "", min(1.0, 1.1 * learnt)),
+    ):
         rows.append({
-            **common, "role": "new", "slice": name, "goal": goal, "loss": bad * 3 * (1 - accuracy), "floor": 0.0,
+            **common, "role": "new", "slice": name, "goal": goal, "floor": 0.0,
+            "loss": bad * 3 * (1 - accuracy),
             "accuracy": 0.0 if broken else accuracy, "exact": accuracy, "kl": float("nan"),
         })  # fmt: skip
     return rows

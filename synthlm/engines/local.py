@@ -19,6 +19,7 @@ from typing import IO, Any
 from synthlm.engines import OnStep, Outcome, Workload, ignore_step
 from synthlm.store import Store
 
+# torch reads these when it is imported
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 LAST_WORDS = 2000
 """Characters of a dead worker's stderr that go into its message."""

@@ -40,10 +40,6 @@ def main(arguments: list[str] | None = None) -> None:
     from synthlm.engines import Workload
     from synthlm.store import Store
 
-    if options.device == "cpu":
-        import torch
-
-        torch.set_num_threads(1)
     workload = Workload(options.decode, options.run)
     store = Store(options.store)
     while True:

@@ -7,8 +7,8 @@ available; the tuning of every cell follows arXiv 2605.10468.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,21 +16,15 @@ from pydantic import Field, model_validator
 
 from synthlm.bases import PASS_ACCURACY
 from synthlm.config import Config
-from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training, sizes
+from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training
 from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
-from synthlm.tasks import AnyLanguage
-
-
-class Record(Protocol):
-    """A finished job as the store serves it."""
-
-    manifest: dict[str, Any]
-    metrics: dict[str, list]
-
+from synthlm.store import Record
+from synthlm.tasks import AnyLanguage, sizes
 
 Results = Callable[[Job], Record | None]
+"""Job -> its record, None when it is not done."""
 
 
 class Sweep(Config):
@@ -129,11 +123,13 @@ class ConsistencyGrid(Config):
                 raise ValueError(
                     f"pretraining.bases.{name}.match_loss_of: {target!r} is not one of {', '.join(plain)}"
                 )
-        self.model_config_for()  # checks heads against width and the like before anything runs
+        self.transformer()  # checks heads against width and the like before anything runs
         return self
 
-    def model_config_for(self) -> ModelConfig:
-        shapes = [sizes(language) for language in (self.pretraining.language, *self.finetuning.languages.values())]
+    def transformer(self) -> ModelConfig:
+        shapes = [
+            sizes(language) for language in (self.pretraining.language, *self.finetuning.languages.values())
+        ]
         vocab, length = max(v for v, _ in shapes), max(t for _, t in shapes)
         return ModelConfig.model_validate({"vocab": vocab, "length": length, **self.model.model_dump()})
 
@@ -143,7 +139,7 @@ class ConsistencyStudy:
 
     def __init__(self, grid: ConsistencyGrid) -> None:
         self.grid = grid
-        self.model = grid.model_config_for()
+        self.model = grid.transformer()
 
     def describe(self) -> str:
         """What is run, in one paragraph, for the report."""
@@ -239,7 +235,9 @@ class ConsistencyStudy:
             for language in self.grid.finetuning.languages:
                 for arm, spec in self.grid.finetuning.arms.items():
 
-                    def at(index: int, language: str = language, arm: str = arm, sound: Any = sound) -> list[Finetune]:
+                    def at(
+                        index: int, language: str = language, arm: str = arm, sound: Any = sound
+                    ) -> list[Finetune]:
                         return [self._finetune(base, language, arm, index) for base in sound]
 
                     def score(jobs: list[Finetune]) -> float:
@@ -248,7 +246,7 @@ class ConsistencyStudy:
                     jobs, _ = _search(spec.sweep, at, score, results)
                     yield name, language, arm, jobs
 
-    def jobs(self, results: Results) -> list[Job]:
+    def jobs(self, results: Results) -> Sequence[Job]:
         """Every job wanted, given what is known; more are wanted once a search's results are in."""
         wanted, chosen = self._bases(results)
         for _, _, _, jobs in self._cells(chosen, results):
@@ -340,7 +338,11 @@ def balance(record: Record | None) -> float:
         return -math.inf
     new, old = _goal_rows(record, "new", "accuracy"), _goal_rows(record, "old", "accuracy")
     return max(
-        ((np.mean(new[step]) + np.mean(old[step])) / 2 for step in new if not np.isnan([*new[step], *old[step]]).any()),
+        (
+            float(np.mean(new[step]) + np.mean(old[step])) / 2
+            for step in new
+            if not np.isnan([*new[step], *old[step]]).any()
+        ),
         default=-math.inf,
     )
 

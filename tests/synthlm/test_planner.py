@@ -1,4 +1,4 @@
-"""Batches on the run axis: complete, of one shape, narrow enough, even, in order, and none idle at the end."""
+"""Batches on the run axis: complete, of one shape, narrow enough, even, in order, none idle at the end."""
 
 import math
 
@@ -11,9 +11,7 @@ from synthlm import planner
 
 def jobs_of(groups: list[str], works: list[float] | None = None) -> list[FakeJob]:
     works = works or [1.0] * len(groups)
-    return [
-        FakeJob(name=str(i), group=g, work=w) for i, (g, w) in enumerate(zip(groups, works, strict=True))
-    ]
+    return [FakeJob(name=str(i), group=g, work=w) for i, (g, w) in enumerate(zip(groups, works, strict=True))]
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 8), st.integers(1, 6))
