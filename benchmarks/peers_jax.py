@@ -74,10 +74,11 @@ class _Static:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         job = problem.job
-        self.key = (job.model, problem.first, str(job.optimizer.hyper), str(job.aux.hyper))
+        rules = [(config.weight_decay, str(config.hyper)) for config in (job.optimizer, job.aux)]
+        self.key = (job.model, problem.first, *rules)
 
     def __hash__(self) -> int:
-        return hash(self.key[1:])
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Static) and self.key == other.key

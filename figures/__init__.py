@@ -2,7 +2,7 @@
 
 ``data`` turns the tidy results table into the figure's own table, which is written as CSV; ``draw`` and
 ``caption`` need nothing but that. KINDS names the kinds of jobs that a figure rests on (of pretraining, the
-chosen runs only).
+chosen runs only), the one it is about first.
 """
 
 from pathlib import Path
@@ -46,6 +46,18 @@ def get(name: str) -> FigureModule:
         InputError: naming the allowed ones.
     """
     return FIGURES[choose("figures", name, list(FIGURES))]
+
+
+def data_of(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A figure's own table; without rows when the results hold no job of the kind it is about.
+
+    Raises:
+        InputError: no such figure, or a finetuning without step 0.
+    """
+    module = get(name)
+    if not (table["kind"] == module.KINDS[0]).any():
+        return pd.DataFrame(columns=list(module.COLUMNS))
+    return module.data(table)
 
 
 def load(name: str, path: Path) -> pd.DataFrame:

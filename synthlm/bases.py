@@ -47,7 +47,7 @@ def judge_bases(table: pd.DataFrame) -> pd.DataFrame:
             base, worst["optimizer"], seed, worst["lr"], int(worst["step"]), worst["status"], worst["slice"],
             worst["accuracy"], why == "", why,
         ))  # fmt: skip
-    return pd.DataFrame(records, columns=BASE_COLUMNS)
+    return pd.DataFrame(records, columns=BASE_COLUMNS).astype({"passed": bool})
 
 
 def passed_pairs(bases: pd.DataFrame) -> set[tuple[str, int]]:

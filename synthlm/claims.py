@@ -121,11 +121,11 @@ def _judge(claim: Claim, found: Frontiers, bases: pd.DataFrame, rates: pd.DataFr
                 pair = _pair(group, matched.iloc[0]["arm"], other["arm"])
                 pair["passed"] = [(base, seed) in passed for seed in pair["seed"]]
                 cell, values = _compare(pair, found, areas, control=base != optimizers[base])
-                names = {"base": base, "language": language, "other": str(other["arm"])}
-                cell = replace(cell, matched=str(matched.iloc[0]["arm"]), **names)
+                name = str(other["arm"])
+                cell = replace(cell, base=base, language=language, matched=matched.iloc[0]["arm"], other=name)
                 cells.append(cell)
                 if cell.counted:
-                    frames.append(values.assign(**names))
+                    frames.append(values.assign(base=base, language=language, other=name))
     columns = ["seed", "base", "language", "other", *outcomes]
     counted = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     effect = _mean_over_cells(claim.name, counted, "kept")
@@ -192,7 +192,8 @@ def _compare(
         why = "control base"
     cell = CellResult(
         "", "", "", "", _estimate("kept", paired_difference(values["kept"])), tuple(map(int, rows["seed"])),
-        float(common.min()), float(common.max()), float(tops["top_matched"]), float(tops["top_other"]), why == "", why,
+        float(common.min()), float(common.max()), float(tops["top_matched"]), float(tops["top_other"]),
+        why == "", why,
     )  # fmt: skip
     return cell, values
 
@@ -238,7 +239,8 @@ def _caveats(
                 f" {cell.matched_top:.2f}, {cell.other} {cell.other_top:.2f}"
             )
     used = {(c.base, c.language, arm) for c in cells if c.counted for arm in (c.matched, c.other)}
-    here = rates[[key in used for key in zip(rates["base"], rates["language"], rates["arm"], strict=True)]]
+    keys = zip(rates["base"], rates["language"], rates["arm"], strict=True)
+    here = rates[np.array([key in used for key in keys], dtype=bool)]
     for row in here[here["edge"] != ""].itertuples():
         end = "the only one" if row.edge == "only" else f"the {'lowest' if row.edge == 'low' else 'highest'}"
         notes.append(f"best learning rate {row.lr:g} is {end} swept: {row.base} / {row.language} / {row.arm}")

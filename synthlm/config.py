@@ -55,29 +55,56 @@ def parse(cls: type[C], data: Mapping[str, Any], source: str) -> C:
     try:
         return cls.model_validate(data)
     except pydantic.ValidationError as error:
-        lines = [_explain(cls, fault) for fault in error.errors()]
+        faults = error.errors()
+        # a list is too short only because a faulty item was taken out of it
+        inner = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
+        faults = [f for f in faults if f["type"] != "too_short" or f["loc"] not in inner]
+        lines = [_explain(cls, data, fault) for fault in faults]
         raise InputError("\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))) from None
 
 
-def _explain(cls: type[Config], fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    field = ".".join(location)
-    if fault["type"] == "extra_forbidden":
+def _explain(cls: type[Config], data: Any, fault: Any) -> str:
+    field = _path(data, fault["loc"])
+    name = str(fault["loc"][-1]) if fault["loc"] else ""
+    context, kind = fault.get("ctx", {}), fault["type"]
+    if kind == "extra_forbidden":
         allowed = sorted(_fields_at(cls, fault["loc"][:-1]))
-        return f"{field}: unknown field{near_match(location[-1], allowed)}" + (
+        return f"{field}: unknown field{near_match(name, allowed)}" + (
             f"; allowed: {', '.join(allowed)}" if allowed else ""
         )
-    if fault["type"] == "missing":
+    if kind == "missing":
         return f"{field}: required, but not given"
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if fault["type"] in ("value_error", "assertion_error"):
-        return f"{field}: {message}" if field else message
+    if kind == "union_tag_not_found":
+        return f"{field}.{context['discriminator'].strip(chr(39))}: required, but not given"
     value = fault["input"]
-    hint = ""
-    if fault["type"] in ("literal_error", "union_tag_invalid") and isinstance(value, str):
-        allowed = [word.strip("' ") for word in message.replace(" or ", ",").split(",")]
-        hint = near_match(value, allowed)
-    return f"{field}: {value!r} should be {message}{hint}"
+    if kind in ("union_tag_invalid", "literal_error"):
+        tagged = kind == "union_tag_invalid"
+        listed = context["expected_tags" if tagged else "expected"].replace(" or ", ", ")
+        allowed = [word.strip("' ") for word in listed.split(",")]
+        if tagged:
+            field, value = f"{field}.{context['discriminator'].strip(chr(39))}", context["tag"]
+        hint = near_match(value, allowed) if isinstance(value, str) else ""
+        return f"{field}: {value!r} is not one of {', '.join(allowed)}{hint}"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind in ("value_error", "assertion_error"):
+        return f"{field}: {message}" if field else message
+    return f"{field}: {value!r} should be {message}"
+
+
+def _path(data: Any, location: tuple[int | str, ...]) -> str:
+    """The path to a field as the user wrote it: pydantic's marks of which kind of union it took are left out."""
+    shown: list[str] = []
+    for part in location:
+        if isinstance(data, Mapping):
+            if part not in data and part in (data.get("name"), data.get("kind")):
+                continue
+            data = data.get(part)
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            data = None
+        shown.append(str(part))
+    return ".".join(shown)
 
 
 def _fields_at(cls: Any, location: tuple[int | str, ...]) -> set[str]:

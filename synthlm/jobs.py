@@ -122,7 +122,7 @@ class Pretrain(_Job):
 
 
 class Finetune(_Job):
-    """Training on from a base. The hidden matrices move (all of them, or through LoRA); ``aux=None`` freezes the rest."""
+    """Training on from a base: the hidden matrices move, all of them or through LoRA; ``aux=None`` freezes the rest."""
 
     kind: Literal["finetune"] = "finetune"
     seed: int = Field(0, ge=0)

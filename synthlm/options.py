@@ -107,8 +107,13 @@ def pretrain_job(
         },
         assignments(settings),
     )
-    built = parse(LANGUAGES[data["language"]["name"]], data["language"], "language")
-    vocab, length = sizes(built)
+    for name in ("language", "model"):
+        if not isinstance(data[name], Mapping):
+            raise InputError(
+                f"set: {name} is a table, not {data[name]!r}; set its fields, as in {name}.FIELD=1"
+            )
+    kind = choose("language.name", str(data["language"]["name"]), list(LANGUAGES))
+    vocab, length = sizes(parse(LANGUAGES[kind], data["language"], "language"))
     data["model"] = merged({"vocab": vocab, "length": length}, data["model"])
     return parse(Pretrain, data, "train")
 

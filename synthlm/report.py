@@ -52,7 +52,7 @@ def write_report(
     entries: dict[str, Entry] = {}
     known = _known(out)
     for name in names:
-        data = FIGURES[name].data(table)
+        data = figures_package.data_of(name, table)
         files = [folder / f"{name}.{kind}" for kind in ("csv", "pdf", "png")]
         if data.empty:
             for path in files:

@@ -2,8 +2,8 @@
 
 Bases are pretrained with each optimizer at its own best learning rate, then finetuned by every arm (full or LoRA, each
 optimizer) over that arm's own learning rates; learning and forgetting are followed along each run. A sweep
-whose best learning rate lies at an edge widens itself. Protocol: our reconstruction of arXiv 2605.06654, whose body was not
-available; the tuning of every cell follows arXiv 2605.10468.
+whose best learning rate lies at an edge widens itself. Protocol: our reconstruction of arXiv 2605.06654, whose body
+was not available; the tuning of every cell follows arXiv 2605.10468.
 """
 
 import math
@@ -15,7 +15,8 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from synthlm.bases import PASS_ACCURACY
-from synthlm.config import Config
+from synthlm.config import Config, InputError, parse
+from synthlm.frontier import run_area
 from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training
 from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
@@ -52,10 +53,19 @@ class Rule(Config):
 
     name: str
     weight_decay: float = Field(0.0, ge=0)
-    hyper: dict[str, float | int | bool | str] = {}
+    hyper: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> "Rule":
+        try:
+            self.at(1.0)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("optimizer: ")) from None
+        return self
 
     def at(self, lr: float) -> OptimizerConfig:
-        return OptimizerConfig(name=self.name, lr=lr, weight_decay=self.weight_decay, hyper=self.hyper)
+        """The optimizer at a learning rate."""
+        return parse(OptimizerConfig, {**self.model_dump(), "lr": lr}, "optimizer")
 
 
 class Base(Config):
@@ -123,7 +133,15 @@ class ConsistencyGrid(Config):
                 raise ValueError(
                     f"pretraining.bases.{name}.match_loss_of: {target!r} is not one of {', '.join(plain)}"
                 )
-        self.transformer()  # checks heads against width and the like before anything runs
+        try:  # every job of the first seed, so that whatever does not fit is said before anything runs
+            study = ConsistencyStudy(self)
+            for name in names:
+                base = study.pretrain(name, 0, 0)
+                for language in self.finetuning.languages:
+                    for arm in self.finetuning.arms:
+                        study.finetune(base, language, arm, 0)
+        except InputError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def transformer(self) -> ModelConfig:
@@ -131,7 +149,7 @@ class ConsistencyGrid(Config):
             sizes(language) for language in (self.pretraining.language, *self.finetuning.languages.values())
         ]
         vocab, length = max(v for v, _ in shapes), max(t for _, t in shapes)
-        return ModelConfig.model_validate({"vocab": vocab, "length": length, **self.model.model_dump()})
+        return parse(ModelConfig, {"vocab": vocab, "length": length, **self.model.model_dump()}, "model")
 
 
 class ConsistencyStudy:
@@ -149,31 +167,39 @@ class ConsistencyStudy:
             f"{grid.title}: {grid.seeds} seeds; bases {', '.join(pre.bases)}; arms {', '.join(fine.arms)}; "
             f"finetuning languages {', '.join(fine.languages)}; model width {self.model.width}, "
             f"{self.model.layers} layers, {self.model.layout.size:,} parameters; {pre.training.steps} "
-            f"pretraining and {fine.training.steps} finetuning steps. Every base and every cell (base, arm, language) has its own "
-            f"learning-rate sweep, widened when its best lies at an edge. A base's rate is chosen on seed 0 by final loss; "
-            f"a base has succeeded with accuracy {PASS_ACCURACY} in every goal slice."
+            f"pretraining and {fine.training.steps} finetuning steps. Every base and every cell (base, arm, "
+            f"language) has its own learning-rate sweep, widened when its best lies at an edge. A base's rate is "
+            f"chosen on seed 0 by final loss, a cell's by the area under its frontier; a base has succeeded with "
+            f"accuracy {PASS_ACCURACY} in every goal slice."
         )
 
     # -- pretraining -------------------------------------------------------------------------------------------------
 
-    def _pretrain(self, name: str, seed: int, index: int, stop_loss: float | None = None) -> Pretrain:
-        base = self.grid.pretraining.bases[name]
-        return Pretrain(
-            seed=seed,
-            model=self.model,
-            language=self.grid.pretraining.language,
-            optimizer=base.optimizer.at(base.sweep.rate(index)),
-            aux=self.grid.pretraining.aux,
-            training=self.grid.pretraining.training,
-            stop_loss=stop_loss,
-        )
+    def pretrain(self, name: str, seed: int, index: int, stop_loss: float | None = None) -> Pretrain:
+        """The job of a base at a place of its sweep.
+
+        Raises:
+            InputError: when the settings do not fit together.
+        """
+        pre = self.grid.pretraining
+        base = pre.bases[name]
+        data = {
+            "seed": seed,
+            "model": self.model,
+            "language": pre.language,
+            "optimizer": base.optimizer.at(base.sweep.rate(index)),
+            "aux": pre.aux,
+            "training": pre.training,
+            "stop_loss": stop_loss,
+        }
+        return parse(Pretrain, data, f"pretraining.bases.{name}")
 
     def _base_search(self, name: str, results: Results) -> tuple[list[Pretrain], int | None]:
         """The sweep on seed 0 as far as known, and the best place once the sweep is over."""
         sweep = self.grid.pretraining.bases[name].sweep
         return _search(
             sweep,
-            lambda index: [self._pretrain(name, 0, index)],
+            lambda index: [self.pretrain(name, 0, index)],
             lambda jobs: _mean(-_final_loss(results(job)) for job in jobs),
             results,
         )
@@ -191,7 +217,7 @@ class ConsistencyStudy:
                     best[name] = index
         for name, index in best.items():
             for seed in range(self.grid.seeds):
-                chosen[name, seed] = self._pretrain(name, seed, index)
+                chosen[name, seed] = self.pretrain(name, seed, index)
         for name, base in self.grid.pretraining.bases.items():
             target = base.match_loss_of
             if target is None or target not in best:
@@ -202,22 +228,28 @@ class ConsistencyStudy:
             for seed in range(self.grid.seeds):
                 record = results(chosen[target, seed])
                 if record is not None and index is not None and math.isfinite(_final_loss(record)):
-                    chosen[name, seed] = self._pretrain(name, seed, index, stop_loss=_final_loss(record))
+                    chosen[name, seed] = self.pretrain(name, seed, index, stop_loss=_final_loss(record))
         return list(dict.fromkeys([*wanted, *chosen.values()])), chosen
 
     # -- finetuning --------------------------------------------------------------------------------------------------
 
-    def _finetune(self, base: Pretrain, language: str, arm: str, index: int) -> Finetune:
+    def finetune(self, base: Pretrain, language: str, arm: str, index: int) -> Finetune:
+        """The job of an arm on a base at a place of the arm's sweep.
+
+        Raises:
+            InputError: when the settings do not fit together.
+        """
         fine = self.grid.finetuning
-        return Finetune(
-            seed=base.seed,
-            base=base,
-            language=fine.languages[language],
-            method=fine.arms[arm].method,
-            optimizer=fine.arms[arm].optimizer.at(fine.arms[arm].sweep.rate(index)),
-            aux=fine.aux,
-            training=fine.training,
-        )
+        data = {
+            "seed": base.seed,
+            "base": base,
+            "language": fine.languages[language],
+            "method": fine.arms[arm].method,
+            "optimizer": fine.arms[arm].optimizer.at(fine.arms[arm].sweep.rate(index)),
+            "aux": fine.aux,
+            "training": fine.training,
+        }
+        return parse(Finetune, data, f"finetuning.arms.{arm}")
 
     def _cells(
         self, chosen: dict[tuple[str, int], Pretrain], results: Results
@@ -238,10 +270,10 @@ class ConsistencyStudy:
                     def at(
                         index: int, language: str = language, arm: str = arm, sound: Any = sound
                     ) -> list[Finetune]:
-                        return [self._finetune(base, language, arm, index) for base in sound]
+                        return [self.finetune(base, language, arm, index) for base in sound]
 
                     def score(jobs: list[Finetune]) -> float:
-                        return _mean(balance(results(job)) for job in jobs)
+                        return _mean(area(results(job)) for job in jobs)
 
                     jobs, _ = _search(spec.sweep, at, score, results)
                     yield name, language, arm, jobs
@@ -332,19 +364,13 @@ def succeeded(record: Record | None) -> bool:
     return min(accuracy[max(accuracy)]) >= PASS_ACCURACY
 
 
-def balance(record: Record | None) -> float:
-    """The best over a run's steps of (learnt + kept) / 2, both accuracies: what a cell's learning rate is judged by."""
+def area(record: Record | None) -> float:
+    """Area under one run's learning-forgetting frontier: what a cell's learning rate is judged by."""
     if record is None:
         return -math.inf
     new, old = _goal_rows(record, "new", "accuracy"), _goal_rows(record, "old", "accuracy")
-    return max(
-        (
-            float(np.mean(new[step]) + np.mean(old[step])) / 2
-            for step in new
-            if not np.isnan([*new[step], *old[step]]).any()
-        ),
-        default=-math.inf,
-    )
+    steps = sorted(new)
+    return run_area(*(np.array([np.mean(rows[step]) for step in steps]) for rows in (new, old)))
 
 
 def _frame(job: Job, record: Record, columns: dict[str, Any]) -> pd.DataFrame:

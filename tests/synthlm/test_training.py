@@ -1,0 +1,557 @@
+"""The training loop: the same bytes alone, in a batch, resumed and regrouped; honest about runs that broke."""
+
+import json
+import math
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from synthlm import model as transformer
+from synthlm import training, weights
+from synthlm.evaluation import Probe, evaluate, log_probabilities
+from synthlm.jobs import Finetune, Full, Job, Pretrain, Training
+from synthlm.lora import LoraConfig
+from synthlm.model import ModelConfig
+from synthlm.optimizers import OptimizerConfig
+from synthlm.store import Store
+from synthlm.tasks import Cipher, Facts, Mixture
+from synthlm.training import Order, final_weights, log_spaced, run_batch
+
+SEED = secrets.randbits(30)
+MODEL = ModelConfig(vocab=24, length=6, width=16, layers=1, heads=2, mlp=32)
+OLD = Mixture(
+    parts=(
+        Facts(tag=0, alphabet=8, items=24, key_length=2, value_length=1, frequency="zipf"),
+        Cipher(tag=1, alphabet=8, length=2, items=30, heldout=12),
+    )
+)
+NEW = Facts(label="new", tag=2, alphabet=8, items=16, key_length=2, value_length=1)
+AUX = OptimizerConfig(name="adamw", lr=0.01)
+LR = {"adamw": 0.01, "muon": 0.03, "sgd": 0.2, "soap": 0.01}
+LORA = LoraConfig(rank=2, targets=("*.attn.*",))
+
+
+def optimizer(name: str, lr: float | None = None, **settings: Any) -> OptimizerConfig:
+    return OptimizerConfig(name=name, lr=LR[name] if lr is None else lr, **settings)
+
+
+def pretrain(name: str = "adamw", lr: float | None = None, seed: int = SEED, steps: int = 9, **changes: Any) -> Pretrain:
+    plan = Training(steps=steps, batch=8, evaluations=4, **changes.pop("training", {}))
+    settings = {"model": MODEL, "language": OLD, "aux": AUX} | changes
+    return Pretrain(seed=seed, optimizer=optimizer(name, lr), training=plan, **settings)
+
+
+def finetune(
+    base: Pretrain, method: Full | LoraConfig = Full(), name: str = "adamw", lr: float | None = None,
+    aux: OptimizerConfig | None = None, **changes: Any,
+) -> Finetune:  # fmt: skip
+    plan = Training(steps=6, batch=8, evaluations=3, **changes.pop("training", {}))
+    settings = {"language": NEW, "seed": base.seed} | changes
+    return Finetune(base=base, method=method, optimizer=optimizer(name, lr), aux=aux, training=plan, **settings)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    print(f"seed {SEED}")
+    return Store(tmp_path / "store")
+
+
+def fresh(tmp_path: Path, *bases: Pretrain) -> Store:
+    """Another store that already holds the given bases."""
+    store = Store(tmp_path / f"store-{secrets.token_hex(4)}")
+    for base in bases:
+        run_batch([base], store)
+    return store
+
+
+def files(store: Store, job: Job) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.folder(job.key).iterdir()}
+
+
+def result(store: Store, job: Job) -> dict[str, bytes]:
+    """All of a finished job but what may say with whom it was trained."""
+    return {name: data for name, data in files(store, job).items() if name not in ("manifest.json", "done.json")}
+
+
+def flat_of(store: Store, job: Job) -> torch.Tensor:
+    return final_weights(job, store)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(step: int) -> Callable[[int, int], None]:
+    def on_step(done: int, total: int) -> None:
+        if done == step:
+            raise Interrupted
+
+    return on_step
+
+
+def interrupt(jobs: list[Job], store: Store, step: int) -> None:
+    with pytest.raises(Interrupted):
+        run_batch(jobs, store, on_step=stop_after(step), save_seconds=0.0)
+    assert not any(store.has(job.key) for job in jobs)
+
+
+# -- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_config_manifest_metrics_weights_and_checkpoints(store: Store) -> None:
+    job = pretrain(steps=20, training={"checkpoints": 3, "clip": 1.0})
+    steps: list[tuple[int, int]] = []
+    run_batch([job], store, on_step=lambda done, total: steps.append((done, total)))
+    assert steps == [(i + 1, 20) for i in range(20)]
+    record = store.load(job.key)
+    assert record.config == json.loads(job.model_dump_json())
+    manifest = record.manifest
+    expected = {"key": job.key, "kind": "pretrain", "status": "done", "diverged_at": None, "stopped": False}
+    assert manifest.items() >= (expected | {"steps": 20, "device": "cpu", "runs_side_by_side": 1}).items()
+    assert manifest["language_sha256"] == OLD.build(SEED).sha256
+    metrics = record.metrics
+    evaluated = [0, *log_spaced(4, 20)]
+    slices = list(OLD.build(SEED).slices)
+    assert metrics["step"] == [step for step in evaluated for _ in slices]
+    assert metrics["slice"] == slices * len(evaluated)
+    assert set(metrics["role"]) == {"old"}
+    assert {len(column) for column in metrics.values()} == {len(metrics["step"])}
+    saved = [f"step-{step:07d}.safetensors" for step in log_spaced(3, 20)]
+    assert set(files(store, job)) == {
+        "config.json", "manifest.json", "metrics.json", "done.json", "final.safetensors", *saved,
+    }  # fmt: skip
+    assert files(store, job)[saved[-1]] == files(store, job)["final.safetensors"]
+    assert len({files(store, job)[name] for name in saved}) == 3
+    assert not list((store.root / "partial").iterdir())
+
+
+def test_metrics_are_those_of_the_weights_that_are_kept(store: Store) -> None:
+    base = pretrain(training={"checkpoints": 2})
+    run_batch([base], store)
+    tuned = finetune(base, LORA)
+    run_batch([tuned], store)
+    old, new = Probe([OLD.build(SEED)], "cpu"), Probe([NEW.build(SEED)], "cpu")
+
+    def numbers(flat: torch.Tensor, probe: Probe, reference: torch.Tensor | None = None) -> dict[str, list]:
+        log_p = log_probabilities(MODEL, MODEL.layout.views(flat[None]), probe)
+        against = None
+        if reference is not None:
+            against = log_probabilities(MODEL, MODEL.layout.views(reference[None]), probe)
+        return evaluate(probe, log_p, against)[0]
+
+    def recorded(job: Job, step: int, role: str) -> dict[str, list]:
+        rows = store.load(job.key).metrics
+        chosen = [i for i, at in enumerate(zip(rows["step"], rows["role"], strict=True)) if at == (step, role)]
+        return {name: [rows[name][i] for i in chosen] for name in rows if name not in ("step", "role")}
+
+    start = transformer.init(MODEL, training.torch_generator(SEED, "init"))
+    assert recorded(base, 0, "old") == numbers(start, old)
+    assert recorded(base, 9, "old") == numbers(flat_of(store, base), old)
+    middle = weights.load(store.weights(base.key, "step-0000001.safetensors"), MODEL.layout)
+    assert recorded(base, 1, "old") == numbers(middle, old)
+    end = flat_of(store, base)
+    assert recorded(tuned, 0, "old") == numbers(end, old, end)
+    assert set(recorded(tuned, 0, "old")["kl"]) == {0.0}
+    assert recorded(tuned, 0, "new") == numbers(end, new)
+    assert recorded(tuned, 6, "old") == numbers(flat_of(store, tuned), old, end)
+    assert recorded(tuned, 6, "new") == numbers(flat_of(store, tuned), new)
+    assert min(recorded(tuned, 6, "old")["kl"]) > 0
+
+
+def test_training_learns(store: Store) -> None:
+    language = Facts(alphabet=8, items=12, key_length=2, value_length=1)
+    job = pretrain("muon", language=language, steps=80)
+    run_batch([job], store)
+    rows = store.load(job.key).metrics
+    assert rows["accuracy"][-1] == 1.0
+    assert rows["loss"][-1] < 0.2 < 1.5 < rows["loss"][0]
+
+
+def test_a_step_is_that_of_a_plain_loop(store: Store) -> None:
+    """SGD without momentum, decay and schedule, against autograd on sequences picked one by one."""
+    plain = {"name": "sgd", "lr": 0.3, "hyper": {"momentum": 0.0}}
+    changes = {"clip": 0.5, "schedule": {"shape": "linear", "warmup_fraction": 0.5}}
+    plan = Training(steps=4, batch=8, evaluations=2, **changes)
+    job = Pretrain(seed=SEED, model=MODEL, language=OLD, optimizer=plain, aux=plain | {"lr": 0.1}, training=plan)
+    run_batch([job], store)
+    language, layout = OLD.build(SEED), MODEL.layout
+    flat = transformer.init(MODEL, training.torch_generator(SEED, "init")).double()[None]
+    order = Order([language], [SEED], "pretrain", 8)
+    rate = torch.full((layout.size,), 0.1, dtype=torch.float64)
+    rate[: layout.matrix_size] = 0.3
+    clipped = 0
+    for step in range(4):
+        leaf = flat.clone().requires_grad_()
+        total, count = 0.0, 0
+        for item in order(step)[0]:
+            tokens = torch.tensor(language.train.tokens[item])[None, None]
+            log_p = transformer.forward(MODEL, layout.views(leaf), tokens)[0, 0].log_softmax(-1)
+            for t, target in enumerate(language.train.targets[item]):
+                if target >= 0:
+                    total, count = total - log_p[t, target], count + 1
+        (grad,) = torch.autograd.grad(total / count, leaf)
+        clipped += grad.norm() > 0.5
+        factor = training.schedules.factor(step, 4, plan.schedule)
+        flat = flat - rate * factor * grad * min(1, 0.5 / (grad.norm().item() + 1e-6))
+    assert clipped
+    torch.testing.assert_close(flat_of(store, job).double(), flat[0], rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_changes_a_run_only_when_the_limit_is_reached(store: Store) -> None:
+    jobs = [pretrain("sgd", training={"clip": clip}) for clip in (None, 1e9, 0.01)]
+    for job in jobs:
+        run_batch([job], store)
+    free, wide, tight = (flat_of(store, job) for job in jobs)
+    start = transformer.init(MODEL, training.torch_generator(SEED, "init"))
+    assert torch.equal(free, wide)
+    assert (tight - start).norm() < 0.5 * (free - start).norm()
+
+
+# -- alone, together, resumed -----------------------------------------------------------------------------------------
+
+
+def cases(base: Pretrain) -> dict[str, Job]:
+    return {
+        "pretrain-adamw": pretrain("adamw", training={"checkpoints": 3}),
+        "pretrain-muon": pretrain("muon"),
+        "pretrain-sgd": pretrain("sgd"),
+        "pretrain-soap": pretrain("soap"),
+        "full-adamw": finetune(base),
+        "full-muon-aux": finetune(base, name="muon", aux=AUX, training={"checkpoints": 2, "clip": 0.3}),
+        "lora-adamw": finetune(base, LORA, training={"checkpoints": 2}),
+        "lora-muon": finetune(base, LORA, "muon"),
+        "lora-soap": finetune(base, LORA, "soap"),
+    }
+
+
+CASES = list(cases(pretrain()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_equals_uninterrupted_in_every_byte(tmp_path: Path, name: str, monkeypatch) -> None:
+    monkeypatch.setattr(training, "ORDER_CHUNK", 4)  # so that data order is drawn several times
+    base = pretrain("sgd", steps=3)
+    job = cases(base)[name]
+    whole, broken = fresh(tmp_path, base), fresh(tmp_path, base)
+    run_batch([job], whole)
+    for step in (2, 5):
+        interrupt([job], broken, step)
+    run_batch([job], broken)
+    assert files(broken, job) == files(whole, job)
+    assert store_is_clean(broken)
+
+
+def store_is_clean(store: Store) -> bool:
+    return not any(any((store.root / name).iterdir()) for name in ("partial", "tmp", "damaged", "failed"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_in_a_batch_of_three_is_the_run_alone(tmp_path: Path, name: str) -> None:
+    base, other = pretrain("sgd", steps=3), pretrain("adamw", steps=3, seed=SEED + 1)
+    job = cases(base)[name]
+    rates = [job.optimizer.lr * 0.5, job.optimizer.lr * 2]
+    beside = [
+        job.model_copy(update={"optimizer": optimizer(job.optimizer.name, rate), "seed": SEED + 1} | changes)
+        for rate, changes in zip(rates, ({}, {"base": other} if job.kind == "finetune" else {}), strict=True)
+    ]
+    beside = [type(job).model_validate(each.model_dump()) for each in beside]
+    alone, together = fresh(tmp_path, base, other), fresh(tmp_path, base, other)
+    batch = [beside[0], job, beside[1]]
+    run_batch(batch, together)
+    for each in batch:
+        run_batch([each], alone)
+        assert result(together, each) == result(alone, each)
+    manifest = together.load(job.key).manifest
+    assert manifest["runs_side_by_side"] == 3
+    assert manifest | {"runs_side_by_side": 1} == alone.load(job.key).manifest
+    assert len({result(together, each)["final.safetensors"] for each in batch}) == 3
+
+
+def test_runs_may_be_regrouped_on_resume(tmp_path: Path) -> None:
+    jobs = [pretrain("muon", lr) for lr in (0.01, 0.02, 0.04)]
+    whole, broken = fresh(tmp_path), fresh(tmp_path)
+    run_batch(jobs, whole)
+    interrupt(jobs, broken, 4)
+    seen: list[int] = []
+    run_batch([jobs[2], jobs[0]], broken, on_step=lambda done, total: seen.append(done))
+    assert seen == [5, 6, 7, 8, 9]
+    run_batch([jobs[1]], broken)
+    for job in jobs:
+        assert result(broken, job) == result(whole, job)
+
+
+def test_runs_at_different_steps_begin_anew_together(tmp_path: Path) -> None:
+    jobs = [pretrain("sgd", lr) for lr in (0.1, 0.2)]
+    whole, broken = fresh(tmp_path), fresh(tmp_path)
+    run_batch(jobs, whole)
+    interrupt(jobs[:1], broken, 3)
+    interrupt(jobs[1:], broken, 5)
+    run_batch(jobs, broken)
+    for job in jobs:
+        assert files(broken, job) == files(whole, job)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "no-history", "flipped", "other-shape"])
+def test_a_damaged_resume_point_is_not_used(tmp_path: Path, damage: str) -> None:
+    job = pretrain("adamw")
+    whole, broken = fresh(tmp_path), fresh(tmp_path)
+    run_batch([job], whole)
+    interrupt([job], broken, 6)
+    path = broken.partial(job.key) / training.RESUME
+    data = bytearray(path.read_bytes())
+    if damage == "no-history":
+        training.safetensors.torch.save_file({"flat": torch.zeros(3)}, path)
+    elif damage == "other-shape":
+        with training.safetensors.safe_open(path, framework="pt") as file:
+            history = file.metadata()
+        training.safetensors.torch.save_file({"flat": torch.zeros(3)}, path, metadata=history)
+    else:
+        flipped = data.copy()
+        flipped[-100] ^= 0x40
+        head = b"\xff" * 64
+        damaged = {"truncated": data[:-50], "empty": b"", "garbage": head + data[64:], "flipped": flipped}
+        path.write_bytes(damaged[damage])
+    seen: list[int] = []
+    run_batch([job], broken, on_step=lambda done, total: seen.append(done))
+    assert seen[0] == 1
+    assert files(broken, job) == files(whole, job)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path, name: str) -> None:
+    one, other = pretrain(name), pretrain(name, seed=SEED + 1)
+    first, second = fresh(tmp_path, one, other), fresh(tmp_path, one)
+    assert files(first, one) == files(second, one)
+    assert result(first, one)["final.safetensors"] != result(first, other)["final.safetensors"]
+    assert result(first, one)["metrics.json"] != result(first, other)["metrics.json"]
+
+
+def test_results_do_not_depend_on_global_generators(tmp_path: Path) -> None:
+    job = pretrain("muon")
+    torch.manual_seed(1)
+    first = fresh(tmp_path, job)
+    torch.manual_seed(2)
+    np.random.seed(3)  # noqa: NPY002
+    torch.rand(17)
+    assert files(first, job) == files(fresh(tmp_path, job), job)
+
+
+def test_how_often_a_resume_point_is_written_changes_nothing(tmp_path: Path) -> None:
+    job = pretrain("soap")
+    seldom, often = fresh(tmp_path), fresh(tmp_path)
+    run_batch([job], seldom, save_seconds=1e9)
+    run_batch([job], often, save_seconds=0.0)
+    assert files(seldom, job) == files(often, job)
+
+
+# -- runs that end early ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "soap"])
+@pytest.mark.parametrize("evaluations", [2, 9], ids=["seen-in-training", "seen-in-evaluation"])
+def test_a_diverged_run_is_marked_and_disturbs_nobody(tmp_path: Path, name: str, evaluations: int) -> None:
+    plan = Training(steps=9, batch=8, evaluations=evaluations, checkpoints=4)
+    jobs = [pretrain(name, lr).model_copy(update={"training": plan}) for lr in (LR[name], 1e36, LR[name] / 2)]
+    jobs = [Pretrain.model_validate(job.model_dump()) for job in jobs]
+    alone, together, broken = fresh(tmp_path), fresh(tmp_path), fresh(tmp_path)
+    run_batch(jobs, together)
+    interrupt(jobs, broken, 6)
+    run_batch(jobs, broken)
+    for job in jobs:
+        run_batch([job], alone)
+        assert result(together, job) == result(alone, job)
+        assert files(broken, job) == files(together, job)
+    for job in (jobs[0], jobs[2]):
+        assert together.load(job.key).manifest["status"] == "done"
+        assert None not in together.load(job.key).metrics["loss"]
+    record = together.load(jobs[1].key)
+    ended = record.manifest["diverged_at"]
+    assert record.manifest["status"] == "diverged"
+    assert 1 <= ended < 9
+    assert record.manifest["steps"] == ended
+    assert record.manifest["stopped"] is False
+    assert max(record.metrics["step"]) <= ended
+    assert all(int(file.name[5:12]) <= ended for file in together.folder(jobs[1].key).glob("step-*"))
+    assert alone.load(jobs[1].key).manifest | {"runs_side_by_side": 3} == record.manifest
+
+
+def test_a_diverged_finetuning_run_is_marked(store: Store) -> None:
+    base = pretrain()
+    run_batch([base], store)
+    jobs = [finetune(base, LORA, "sgd", lr) for lr in (0.1, 1e36)]
+    run_batch(jobs, store)
+    assert [store.load(job.key).manifest["status"] for job in jobs] == ["done", "diverged"]
+    metrics = store.load(jobs[1].key).metrics
+    assert metrics["loss"][: metrics["step"].count(0)].count(None) == 0
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.7])
+def test_stop_loss_stops_at_the_first_evaluation_at_or_below_it(store: Store, fraction: float) -> None:
+    free = pretrain("muon", steps=60, training={"checkpoints": 5})
+    run_batch([free], store)
+    rows = store.load(free.key).metrics
+
+    def goal_loss(rows: dict[str, list], step: int) -> float:
+        zipped = zip(rows["step"], rows["goal"], rows["loss"], strict=True)
+        return float(np.mean([loss for at, goal, loss in zipped if at == step and goal]))
+
+    end = goal_loss(rows, 60)
+    target = end + fraction * (goal_loss(rows, 0) - end)
+    job = Pretrain.model_validate(free.model_dump() | {"stop_loss": target})
+    run_batch([job], store)
+    record = store.load(job.key)
+    steps = sorted(set(record.metrics["step"]))
+    assert record.manifest["stopped"] is True
+    assert record.manifest["status"] == "done"
+    assert record.manifest["steps"] == steps[-1] < 60
+    assert steps == list(range(steps[-1] + 1))  # evaluated at every step, as steps / 100 is below 1
+    assert goal_loss(record.metrics, steps[-1]) <= target
+    assert all(goal_loss(record.metrics, step) > target for step in steps[:-1])
+    expected = Pretrain.model_validate(free.model_dump() | {"stop_loss": 0.0})  # its bytes agree up to there
+    run_batch([expected], store)
+    assert store.load(expected.key).manifest["stopped"] is False
+    cut = sum(step <= steps[-1] for step in store.load(expected.key).metrics["step"])
+    for name, column in record.metrics.items():
+        assert store.load(expected.key).metrics[name][:cut] == column
+
+
+# -- finetuning -------------------------------------------------------------------------------------------------------
+
+
+def test_what_finetuning_moves(store: Store) -> None:
+    base = pretrain()
+    run_batch([base], store)
+    before = files(store, base)
+    jobs = {
+        "full": finetune(base),
+        "aux": finetune(base, aux=AUX),
+        "lora": finetune(base, LORA),
+    }
+    for job in jobs.values():
+        run_batch([job], store)
+    assert files(store, base) == before
+    start = MODEL.layout.views(flat_of(store, base)[None])
+    for kind, job in jobs.items():
+        end = MODEL.layout.views(flat_of(store, job)[None])
+        moved = {name for name in start if not torch.equal(start[name], end[name])}
+        matrices = {entry.name for entry in MODEL.layout.entries if entry.group == "matrix"}
+        attention = {name for name in matrices if ".attn." in name}
+        # rows of embeddings of positions and tokens that never occur stay, but each tensor moves
+        assert moved == {"full": matrices, "aux": set(start), "lora": attention}[kind]
+
+
+def test_final_weights_of_lora_are_base_plus_product(store: Store) -> None:
+    base = pretrain()
+    job = finetune(base, LORA)
+    for each in (base, job):
+        run_batch([each], store)
+    named = training.safetensors.torch.load_file(store.weights(job.key))
+    attention = [f"blocks.0.attn.W_{which}" for which in "QKVO"]
+    assert set(named) == {f"{name}.lora_{which}" for name in attention for which in "AB"}
+    start, end = (MODEL.layout.views(flat_of(store, each)[None]) for each in (base, job))
+    for name in attention:
+        product = named[f"{name}.lora_B"].double() @ named[f"{name}.lora_A"].double()
+        torch.testing.assert_close((end[name] - start[name])[0].double(), 8.0 * product, rtol=1e-3, atol=1e-6)
+        assert product.norm() > 1e-3
+
+
+def test_a_damaged_base_is_refused(store: Store) -> None:
+    base = pretrain()
+    run_batch([base], store)
+    path = store.folder(base.key) / "final.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(training.InputError):
+        run_batch([finetune(base)], store)
+
+
+def test_jobs_of_different_shapes_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="different shapes"):
+        run_batch([pretrain("adamw"), pretrain("sgd")], store)
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_optimizer_and_method_sees_the_same_data_in_the_same_order(store: Store, monkeypatch) -> None:
+    seen: list[torch.Tensor] = []
+    hidden = transformer.hidden
+
+    def recording(config, views, tokens, *rest):
+        if tokens.shape[1] == 8:  # a training batch; probes have more items
+            seen.append(tokens.clone())
+        return hidden(config, views, tokens, *rest)
+
+    monkeypatch.setattr(transformer, "hidden", recording)
+
+    def data(job: Job) -> torch.Tensor:
+        seen.clear()
+        run_batch([job], store)
+        return torch.stack(seen)
+
+    bases = [pretrain(name) for name in ("adamw", "muon", "sgd", "soap")]
+    streams = [data(base) for base in bases]
+    assert streams[0].shape[0] == 9
+    assert all(torch.equal(stream, streams[0]) for stream in streams)
+    tuned = [finetune(base, method, name) for base in bases[:2] for method in (Full(), LORA) for name in ("sgd", "muon")]
+    streams = [data(job) for job in tuned]
+    assert all(torch.equal(stream, streams[0]) for stream in streams)
+    other = data(pretrain(seed=SEED + 1))
+    assert not torch.equal(other, data(pretrain("adamw", 0.02)))
+
+
+def test_items_are_drawn_with_their_probabilities() -> None:
+    language = Facts(alphabet=8, items=20, key_length=2, frequency="zipf", exponent=1.2).build(SEED)
+    order = Order([language], [SEED], "pretrain", 64)
+    draws = np.concatenate([order(step)[0] for step in range(600)])
+    counts = np.bincount(draws, minlength=20)
+    wanted = np.arange(1, 21) ** -1.2
+    wanted = wanted / wanted.sum() * len(draws)
+    chi2 = ((counts - wanted) ** 2 / wanted).sum()
+    assert chi2 < 70  # 19 degrees of freedom: p about 1e-7
+    assert len(counts) == 20
+
+
+def test_order_is_a_function_of_seed_stage_and_step_alone() -> None:
+    languages = [OLD.build(seed) for seed in (1, 2)]
+    both = Order(languages, [1, 2], "pretrain", 16)
+    alone = Order(languages[1:], [2], "pretrain", 16)
+    steps = [0, 700, 3, 255, 256, 257, 700, 0]  # back and forth over the chunks
+    for step in steps:
+        assert np.array_equal(both(step)[1], alone(step)[0])
+        assert both(step).shape == (2, 16)
+    assert np.array_equal(both(700), Order(languages, [1, 2], "pretrain", 16)(700))
+    assert not np.array_equal(both(0), both(256))
+    assert not np.array_equal(both(0), Order(languages, [1, 2], "finetune", 16)(0))
+    assert not np.array_equal(both(0)[0], both(0)[1])
+
+
+def test_items_of_probability_zero_are_never_drawn() -> None:
+    language = NEW.build(SEED)
+    table = language.train
+    weight = np.zeros(16)
+    weight[[3, 8]] = (0.25, 0.75)
+    starved = type(language)(**(vars(language) | {"train": type(table)(**(vars(table) | {"weight": weight}))}))
+    order = Order([starved], [SEED], "x", 50)
+    counts = np.bincount(np.concatenate([order(step)[0] for step in range(100)]), minlength=16)
+    assert set(np.flatnonzero(counts)) == {3, 8}
+    assert abs(counts[8] / 5000 - 0.75) < 0.04
+
+
+@pytest.mark.parametrize(("count", "steps"), [(0, 5), (1, 5), (2, 1), (2, 100), (12, 1000), (12, 7), (40, 30)])
+def test_log_spaced_steps(count: int, steps: int) -> None:
+    found = log_spaced(count, steps)
+    assert len(found) <= count
+    assert found == sorted(set(found))
+    if count:
+        assert found[-1] == steps
+        assert found[0] >= 1
+    if count > 1:
+        assert found[0] == 1
+    if (count, steps) == (12, 1000):
+        ratios = [math.log(b / a) for a, b in zip(found[4:], found[5:], strict=False)]
+        assert max(ratios) / min(ratios) < 1.1
