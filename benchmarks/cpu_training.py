@@ -113,7 +113,9 @@ class Peer:
             environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), str(threads))
             environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
             for _ in range(processes)
         ]
 

@@ -32,7 +32,9 @@ def _loss(weights: Weights, tokens: jax.Array, targets: jax.Array, job: Pretrain
     config = job.model
     x = weights["embedding"][tokens] + weights["positions"][: tokens.shape[1]]
     for i in range(config.layers):
-        block = {name: weights[f"blocks.{i}.{name}"] for name in ("norm1", "qkv", "out", "norm2", "up", "down")}
+        block = {
+            name: weights[f"blocks.{i}.{name}"] for name in ("norm1", "qkv", "out", "norm2", "up", "down")
+        }
         x = x + _attention(_norm(x, block["norm1"]) @ block["qkv"].T, config.heads) @ block["out"].T
         x = x + jax.nn.relu(_norm(x, block["norm2"]) @ block["up"].T) ** 2 @ block["down"].T
     log_p = jax.nn.log_softmax(_norm(x[:, first:], weights["norm"]) @ weights["head"].T)

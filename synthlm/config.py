@@ -122,7 +122,7 @@ def _fields_at(cls: Any, location: tuple[int | str, ...]) -> set[str]:
                 if name in fields
             ):
                 inner.add(model)
-        models = inner
+        models = inner or models  # a key of a table, such as a base's name, leads no deeper
     return {name for model in models for name in model.model_fields}
 
 

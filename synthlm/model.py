@@ -176,7 +176,7 @@ def _block(
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         z = _tap_pattern(tap, f"{name}attn.hook_pattern", _pattern(q, k), runs) @ v
-    z = tap(name + "attn.hook_z", rearrange(z, "(r b) h t e -> r b t (h e)", r=runs))
+    z = rearrange(_tap_heads(tap, name + "attn.hook_z", z, runs), "(r b) h t e -> r b t (h e)", r=runs)
     x = x + tap(name + "hook_attn_out", _linear(z, weights[name + "attn.W_O"]))
     x = tap(name + "hook_resid_mid", x)
     normed = tap(name + "ln2.hook_normalized", _rms_norm(x, weights[name + "ln2.w"]))
@@ -212,7 +212,7 @@ def _pattern(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _tap_heads(tap: Tap, name: str, value: Tensor, runs: int) -> Tensor:
-    """Taps see queries, keys and values as ``[run, batch, time, head, d_head]``."""
+    """Taps see queries, keys, values and z as ``[run, batch, time, head, d_head]``."""
     if tap is _untapped:
         return value
     seen = tap(name, rearrange(value, "(r b) h t e -> r b t h e", r=runs))

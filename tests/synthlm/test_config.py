@@ -68,7 +68,7 @@ def test_a_config_is_frozen() -> None:
         ({"count": 1, "inner": {"weight": -0.25}}, ["inner.weight", "-0.25", "greater than or equal to 0"]),
         ({"count": 1, "inner": {"weight": float("nan")}}, ["inner.weight", "nan", "finite"]),
         ({"count": 1, "inner": {"weight": float("inf")}}, ["inner.weight", "inf", "finite"]),
-        ({"count": 1, "inner": {"colour": "gren"}}, ["inner.colour", "'gren'", "'red'", "mean 'green'"]),
+        ({"count": 1, "inner": {"colour": "gren"}}, ["inner.colour", "'gren'", "red", "mean 'green'"]),
         ({"count": 1, "shape": {"kind": "squre"}}, ["shape", "'squre'", "circle", "did you mean 'square'"]),
         ({"count": 1, "shape": {"radius": 2.0}}, ["shape", "kind", "required"]),
         ({"count": 1, "shape": {"kind": "circle", "radius": 0}}, ["radius", "0", "greater than 0"]),

@@ -14,7 +14,7 @@ import pytest
 from synthlm import experiments
 from synthlm.config import InputError, parse
 from synthlm.experiments import PRESETS, ConsistencyGrid, load_grid, study
-from synthlm.experiments.consistency import ConsistencyStudy, Sweep, balance, succeeded
+from synthlm.experiments.consistency import ConsistencyStudy, Sweep, area, succeeded
 from synthlm.jobs import Finetune, Job, Pretrain
 from synthlm.table import COLUMNS, ordered
 
@@ -235,11 +235,11 @@ BAD = [
     ({f"{BASE}/optimizer/hyper": {"beta": 1}}, ["bases.adamw.optimizer", "beta", "mean 'beta"]),
     ({f"{BASE}/match_loss_of": "sdg"}, ["bases.adamw.match_loss_of", "'sdg'", "sgd"]),
     ({f"{BASE}/match_loss_of": "adamw"}, ["bases.adamw.match_loss_of", "'adamw'", "sgd"]),
-    ({"pretraining/aux/name": "muon"}, ["pretraining.aux", "'muon'", "matrices only"]),
-    ({"finetuning/aux": {"name": "muon", "lr": 1}}, ["finetuning.aux", "'muon'", "matrices only"]),
+    ({"pretraining/aux/name": "muon"}, ["pretraining", "aux", "'muon'", "matrices only"]),
+    ({"finetuning/aux": {"name": "muon", "lr": 1}}, ["finetuning", "aux", "'muon'", "matrices only"]),
     ({f"{ARM}/optimizer/name": "mun"}, ["arms.lora2-muon.optimizer", "'mun'", "adamw", "mean 'muon'"]),
     ({f"{ARM}/method/rnk": 2}, ["arms.lora2-muon.method", "rnk", "mean 'rank'"]),
-    ({f"{ARM}/method/targets": ["*.W_X"]}, ["arms.lora2-muon.method.targets", "'*.W_X'", "blocks.0.attn.W_Q"]),
+    ({f"{ARM}/method/targets": ["*.W_X"]}, ["arms.lora2-muon", "method.targets", "'*.W_X'", "blocks.0.attn.W_Q"]),
 ]
 
 
@@ -443,16 +443,20 @@ def record(steps: dict, status: str = "done") -> FakeRecord:
     return FakeRecord({"status": status}, rows(steps))
 
 
-def test_balance_is_the_best_mean_of_learnt_and_kept_along_a_run() -> None:
+def test_area_is_under_what_is_kept_at_equal_learning() -> None:
     steps = {
-        0: {"old": (0.1, 1.0), "new": (3.0, 0.0)},
-        1: {"old": (0.1, 0.9), "new": (3.0, 0.6)},
+        0: {"old": (0.1, 1.0), "new": (3.0, 0.2)},
+        1: {"old": (0.1, 0.9), "new": (3.0, 0.68)},  # 0.6 of what there was to learn
         2: {"old": (0.1, 0.3), "new": (3.0, 1.0)},
     }
-    assert balance(record(steps)) == pytest.approx(0.75)
+    assert area(record(steps)) == pytest.approx(0.6 * (1.0 + 0.9) / 2 + 0.4 * (0.9 + 0.3) / 2, abs=1e-9)
     steps[2] = {"old": (None, None), "new": (None, None)}
-    assert balance(record(steps, "diverged")) == pytest.approx(0.75)
-    assert balance(None) == -math.inf
+    up_to_there = area(record(steps, "diverged"))
+    assert up_to_there == pytest.approx(0.6 * 0.95, abs=0.01)  # a level between two grid points may count half
+    assert up_to_there < 0.6
+    del steps[1]
+    assert area(record(steps, "diverged")) <= 0.01
+    assert area(None) == -math.inf
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.9, True), (0.899, False), (1.0, True)])
