@@ -181,13 +181,12 @@ def resume(root: Path, seeds: int, way: str, profiled: bool) -> dict[str, float]
     """Plan and resume in this process; seconds, peak bytes and jobs."""
     plan = study(load_grid("laptop", seeds=seeds))
     chosen: Study | Listed = plan if way == "study" else Listed(plan)
-    profiler = cProfile.Profile()
-    begun = time.perf_counter()
     if profiled:
         # the driver asks the study for its jobs in a thread of its own, which a profiler does not see
-        store = Store(root)
+        store, profiler = Store(root), cProfile.Profile()
         profiler.runcall(lambda: {job.key: job for job in chosen.jobs(lambda job: store.get(job.key))})
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+    begun = time.perf_counter()
     summary = driver.run(chosen, Store(root), Idle(), PlainDisplay(io.StringIO()))
     seconds = time.perf_counter() - begun
     assert summary.trained == summary.blocked == summary.failed == 0
@@ -200,7 +199,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="print where the time of planning goes")
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time of planning goes; writes no results"
+    )
     parser.add_argument("--resume", nargs=3, metavar=("STORE", "SEEDS", "WAY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.resume:
@@ -238,7 +239,8 @@ def main() -> None:
         for way, runs in found.items()
     ]
     measure.show(rows)
-    print(measure.write("planning", rows, description))
+    if not options.profile:
+        print(measure.write("planning", rows, description))
 
 
 if __name__ == "__main__":

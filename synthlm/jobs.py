@@ -102,7 +102,7 @@ class Pretrain(_Job):
     def _aux_rule(cls, value: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
         return _element_wise(value)
 
-    @property
+    @cached_property
     def shape(self) -> str:
         return self._shape_of("optimizer", "aux") if self.stop_loss is None else self.key
 

@@ -186,13 +186,15 @@ def _block(
 
 
 def _mlp(config: ModelConfig, weights: Mapping[str, Tensor], name: str, x: Tensor, tap: Tap) -> Tensor:
-    pre = tap(name + "mlp.hook_pre", _linear(x, weights[name + "mlp.W_in"]))
+    linear = _linear(x, weights[name + "mlp.W_in"])
+    if config.activation == "swiglu":  # hook_pre is what the activation function sees: the gate
+        gate = tap(name + "mlp.hook_pre", _linear(x, weights[name + "mlp.W_gate"]))
+        return F.silu(gate) * tap(name + "mlp.hook_pre_linear", linear)
+    pre = tap(name + "mlp.hook_pre", linear)
     if config.activation == "gelu":
         return F.gelu(pre)
-    if config.activation == "relu2":
-        positive = F.relu(pre)
-        return positive * positive
-    return F.silu(tap(name + "mlp.hook_gate", _linear(x, weights[name + "mlp.W_gate"]))) * pre
+    positive = F.relu(pre)
+    return positive * positive
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

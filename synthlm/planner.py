@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 CUDA_WIDTH = 64
 """Runs side by side on a GPU."""
 
-CPU_WIDTHS = ((16, 8), (32, 4))
+CPU_WIDTHS = ((16, 8), (32, 4), (64, 2))
 """(largest model width, runs side by side) on one core. Small matrices waste the time between kernels; wider
 models fill the core alone, and a wide axis would only leave its cache."""
 

@@ -159,6 +159,7 @@ class _Loop:
         self.probes = self._probes(languages)
         self.base_log_p: Tensor | None = None
         self.step = 0
+        self.seconds = 0.0
         clip = self.training.clip
         self.clip = None if clip is None else torch.full((len(jobs),), clip, device=device)
         self.evaluate_at = {0, *log_spaced(self.training.evaluations, self.training.steps)}
@@ -219,7 +220,8 @@ class _Loop:
 
     def run(self, on_step: Callable[[int, int], None], save_seconds: float) -> None:
         self._resume()
-        steps, saved = self.training.steps, time.monotonic()
+        begun = saved = time.monotonic()
+        steps = self.training.steps
         if self.stage == "finetune":
             with torch.no_grad():
                 self.base_log_p = log_probabilities(self.model, self.base_views, self.probes["old"])
@@ -236,6 +238,7 @@ class _Loop:
                 self._save()
                 saved = time.monotonic()
             on_step(self.step, steps)
+        self.seconds = (time.monotonic() - begun) / len(self.runs)
         for r in range(len(self.runs)):
             self._commit(r)
 
@@ -372,6 +375,7 @@ class _Loop:
             "stopped": run.stopped_at is not None,
             "steps": end,
             "runs_side_by_side": len(self.runs),
+            "seconds": self.seconds,
             "device": self.device,
             "torch": torch.__version__,
             "language_sha256": _language(run.job.language, run.job.seed).sha256,

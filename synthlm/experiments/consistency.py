@@ -158,6 +158,8 @@ class ConsistencyStudy:
     def __init__(self, grid: ConsistencyGrid) -> None:
         self.grid = grid
         self.model = grid.transformer()
+        self._made: dict[tuple[Any, ...], Any] = {}
+        self._scores: dict[str, float] = {}
 
     def describe(self) -> str:
         """What is run, in one paragraph, for the report."""
@@ -181,6 +183,9 @@ class ConsistencyStudy:
         Raises:
             InputError: when the settings do not fit together.
         """
+        place = (name, seed, index, stop_loss)
+        if place in self._made:
+            return self._made[place]
         pre = self.grid.pretraining
         base = pre.bases[name]
         data = {
@@ -192,7 +197,7 @@ class ConsistencyStudy:
             "training": pre.training,
             "stop_loss": stop_loss,
         }
-        return parse(Pretrain, data, f"pretraining.bases.{name}")
+        return self._made.setdefault(place, parse(Pretrain, data, f"pretraining.bases.{name}"))
 
     def _base_search(self, name: str, results: Results) -> tuple[list[Pretrain], int | None]:
         """The sweep on seed 0 as far as known, and the best place once the sweep is over."""
@@ -200,7 +205,7 @@ class ConsistencyStudy:
         return _search(
             sweep,
             lambda index: [self.pretrain(name, 0, index)],
-            lambda jobs: _mean(-_final_loss(results(job)) for job in jobs),
+            lambda jobs: _mean(self._score(job, results(job)) for job in jobs),
             results,
         )
 
@@ -239,6 +244,9 @@ class ConsistencyStudy:
         Raises:
             InputError: when the settings do not fit together.
         """
+        place = (base.key, language, arm, index)
+        if place in self._made:
+            return self._made[place]
         fine = self.grid.finetuning
         data = {
             "seed": base.seed,
@@ -249,7 +257,13 @@ class ConsistencyStudy:
             "aux": fine.aux,
             "training": fine.training,
         }
-        return parse(Finetune, data, f"finetuning.arms.{arm}")
+        return self._made.setdefault(place, parse(Finetune, data, f"finetuning.arms.{arm}"))
+
+    def _score(self, job: Job, record: Record | None) -> float:
+        """What a learning rate is judged by, larger is better; worked out once a job."""
+        if job.key not in self._scores:
+            self._scores[job.key] = -_final_loss(record) if isinstance(job, Pretrain) else area(record)
+        return self._scores[job.key]
 
     def _cells(
         self, chosen: dict[tuple[str, int], Pretrain], results: Results
@@ -273,7 +287,7 @@ class ConsistencyStudy:
                         return [self.finetune(base, language, arm, index) for base in sound]
 
                     def score(jobs: list[Finetune]) -> float:
-                        return _mean(area(results(job)) for job in jobs)
+                        return _mean(self._score(job, results(job)) for job in jobs)
 
                     jobs, _ = _search(spec.sweep, at, score, results)
                     yield name, language, arm, jobs

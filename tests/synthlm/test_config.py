@@ -62,7 +62,10 @@ def test_a_config_is_frozen() -> None:
         ({"count": 1, "maybe": {"wieght": 1}}, ["maybe.wieght", "did you mean 'weight'"]),
         ({"count": 1, "named": {"any": {"wieght": 1}}}, ["named.any.wieght", "did you mean 'weight'"]),
         ({"count": 1, "shape": {"kind": "square", "sid": 1}}, ["sid", "did you mean 'side'"]),
-        ({"count": 1, "several": [{"kind": "square", "sid": 1}]}, ["several.0", "sid", "did you mean 'side'"]),
+        (
+            {"count": 1, "several": [{"kind": "square", "sid": 1}]},
+            ["several.0", "sid", "did you mean 'side'"],
+        ),
         ({}, ["count", "required"]),
         ({"count": "many"}, ["count", "'many'", "integer"]),
         ({"count": 1, "inner": {"weight": -0.25}}, ["inner.weight", "-0.25", "greater than or equal to 0"]),

@@ -16,7 +16,9 @@ CONFIG = Mixture(
     parts=(
         Facts(tag=0, alphabet=8, items=20, key_length=2, value_length=2, frequency="zipf", tail=0.4),
         Cipher(tag=1, alphabet=8, length=3, items=30, heldout=9, probe=12),
-        Exceptions(tag=2, alphabet=8, rule={"name": "cipher", "length": 2, "items": 15, "heldout": 6}, exceptions=5),
+        Exceptions(
+            tag=2, alphabet=8, rule={"name": "cipher", "length": 2, "items": 15, "heldout": 6}, exceptions=5
+        ),
     ),
     weights=(1.0, 2.0, 0.5),
 )
@@ -64,7 +66,9 @@ def by_loops(language: Language, log_p: np.ndarray, base: np.ndarray) -> dict[st
             row["floor"].append(table.floor[item, t])
             right.append(int(np.argmax(log_p[place])) == target)
             row["accuracy"].append(right[-1])
-            terms = (math.exp(b) * (float(b) - float(p)) for b, p in zip(base[place], log_p[place], strict=True))
+            terms = (
+                math.exp(b) * (float(b) - float(p)) for b, p in zip(base[place], log_p[place], strict=True)
+            )
             row["kl"].append(sum(terms))
         sums[name]["exact"].append(all(right))
     assert place + 1 == len(log_p)

@@ -119,10 +119,16 @@ class World:
         broke = self.diverges(job)
         if isinstance(job, Pretrain):
             loss = 0.1 + 0.2 * self.distance(job) + 0.01 * job.seed
-            metrics = rows({0: {"old": (3.0, 0.0)}, 10: {"old": (None, None) if broke else (loss, self.accuracy(job))}})
+            metrics = rows(
+                {0: {"old": (3.0, 0.0)}, 10: {"old": (None, None) if broke else (loss, self.accuracy(job))}}
+            )
         else:
             learnt = math.exp(-self.distance(job))
-            end = {"old": (None, None), "new": (None, None)} if broke else {"old": (0.3, 0.8), "new": (0.4, learnt)}
+            end = (
+                {"old": (None, None), "new": (None, None)}
+                if broke
+                else {"old": (0.3, 0.8), "new": (0.4, learnt)}
+            )
             metrics = rows({0: {"old": (0.1, 1.0), "new": (4.0, 0.0)}, 5: end})
         manifest = {"status": "diverged" if broke else "done", "steps": 10, "key": job.key}
         self.done[job.key] = FakeRecord(manifest, metrics)
@@ -201,7 +207,10 @@ def test_an_unknown_preset_is_refused_with_a_near_match(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b'title = "x"\nseeds = = 3\n', ["g.toml", "line 2"]), (b"title = '\xff'\n", ["g.toml", "cannot be read"])],
+    [
+        (b'title = "x"\nseeds = = 3\n', ["g.toml", "line 2"]),
+        (b"title = '\xff'\n", ["g.toml", "cannot be read"]),
+    ],
 )
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes, words: list[str]) -> None:
     path = tmp_path / "g.toml"
@@ -225,7 +234,10 @@ BAD = [
     ({"pretraining/language/itmes": 3}, ["pretraining.language", "itmes", "mean 'items'"]),
     ({"pretraining/language/name": "fact"}, ["pretraining.language", "'fact'", "cipher", "mean 'facts'"]),
     ({"pretraining/language": {"items": 3}}, ["pretraining.language", "name", "required"]),
-    ({"finetuning/languages/new-facts/itmes": 3}, ["finetuning.languages.new-facts", "itmes", "mean 'items'"]),
+    (
+        {"finetuning/languages/new-facts/itmes": 3},
+        ["finetuning.languages.new-facts", "itmes", "mean 'items'"],
+    ),
     ({"finetuning/languages/new-facts/alphabet": 9}, ["finetuning.languages", "alphabet"]),
     ({"pretraining/bases": {}}, ["pretraining.bases", "at least 1"]),
     ({f"{BASE}/optimzer": {}}, [f"{BASE}/optimzer".replace("/", "."), "mean 'optimizer'"]),
@@ -239,7 +251,10 @@ BAD = [
     ({"finetuning/aux": {"name": "muon", "lr": 1}}, ["finetuning", "aux", "'muon'", "matrices only"]),
     ({f"{ARM}/optimizer/name": "mun"}, ["arms.lora2-muon.optimizer", "'mun'", "adamw", "mean 'muon'"]),
     ({f"{ARM}/method/rnk": 2}, ["arms.lora2-muon.method", "rnk", "mean 'rank'"]),
-    ({f"{ARM}/method/targets": ["*.W_X"]}, ["arms.lora2-muon", "method.targets", "'*.W_X'", "blocks.0.attn.W_Q"]),
+    (
+        {f"{ARM}/method/targets": ["*.W_X"]},
+        ["arms.lora2-muon", "method.targets", "'*.W_X'", "blocks.0.attn.W_Q"],
+    ),
 ]
 
 
@@ -452,7 +467,9 @@ def test_area_is_under_what_is_kept_at_equal_learning() -> None:
     assert area(record(steps)) == pytest.approx(0.6 * (1.0 + 0.9) / 2 + 0.4 * (0.9 + 0.3) / 2, abs=1e-9)
     steps[2] = {"old": (None, None), "new": (None, None)}
     up_to_there = area(record(steps, "diverged"))
-    assert up_to_there == pytest.approx(0.6 * 0.95, abs=0.01)  # a level between two grid points may count half
+    assert up_to_there == pytest.approx(
+        0.6 * 0.95, abs=0.01
+    )  # a level between two grid points may count half
     assert up_to_there < 0.6
     del steps[1]
     assert area(record(steps, "diverged")) <= 0.01

@@ -102,7 +102,9 @@ def test_classes_of_equal_fields_have_different_keys() -> None:
     strings = {"tag": 1, "label": "x", "alphabet": 8, "length": 2, "items": 16, "heldout": 4}
     kinds = ("copy", "reverse")
     languages = [make(PRETRAIN, {"language": strings | {"name": name}}) for name in kinds]
-    assert languages[0].language.model_dump(exclude={"name"}) == languages[1].language.model_dump(exclude={"name"})
+    assert languages[0].language.model_dump(exclude={"name"}) == languages[1].language.model_dump(
+        exclude={"name"}
+    )
     assert languages[0].key != languages[1].key
 
     class Retrain(Pretrain):
@@ -122,7 +124,13 @@ def test_hyper_parameters_in_the_key_are_those_of_the_rule_with_defaults(name: s
     assert make(PRETRAIN, {"optimizer": optimizer | {"hyper": defaults}}).key == job.key
     keys = {job.key}
     for field, value in defaults.items():
-        changed = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 or 0.25
+        changed = (
+            not value
+            if isinstance(value, bool)
+            else value + 1
+            if isinstance(value, int)
+            else value / 2 or 0.25
+        )
         keys.add(make(PRETRAIN, {"optimizer": optimizer | {"hyper": {field: changed}}}).key)
     assert len(keys) == 1 + len(defaults)
 
@@ -137,7 +145,12 @@ def test_a_changed_default_changes_the_key(monkeypatch) -> None:
         training: Changed
 
     assert parse(Other, PRETRAIN, "job").key != before
-    assert parse(Other, copy.deepcopy(PRETRAIN) | {"training": {"steps": 10, "batch": 4, "evaluations": 12}}, "job").key == before
+    assert (
+        parse(
+            Other, copy.deepcopy(PRETRAIN) | {"training": {"steps": 10, "batch": 4, "evaluations": 12}}, "job"
+        ).key
+        == before
+    )
     monkeypatch.setattr(jobs, "SCHEMA", jobs.SCHEMA + 1)
     assert make(PRETRAIN).key != before
 
@@ -229,7 +242,12 @@ def test_shapes_of_finetuning() -> None:
     together |= {"base.stop_loss": 0.1, "base.aux.lr": 0.3}
     for field, value in together.items():
         assert make(FINETUNE, {field: value}).shape == job.shape, field
-    apart = {"method": {"kind": "full"}, "method.rank": 3, "method.alpha": 8.0, "method.targets": ["*.attn.*"]}
+    apart = {
+        "method": {"kind": "full"},
+        "method.rank": 3,
+        "method.alpha": 8.0,
+        "method.targets": ["*.attn.*"],
+    }
     apart |= {"optimizer": {"name": "sgd", "lr": 0.01}, "aux": {"name": "adamw", "lr": 0.003}}
     apart |= {"language.items": 17, "base.language.items": 17, "base.model.mlp": 33, "training.batch": 3}
     for field, value in apart.items():
@@ -246,9 +264,17 @@ BAD = [
     (PRETRAIN, {"optimizer": {"name": "adamm", "lr": 1}}, ["optimizer", "'adamm'", "muon", "mean 'adamw'"]),
     (PRETRAIN, {"optimizer.lr": -1}, ["optimizer.lr", "-1", "greater than or equal to 0"]),
     (PRETRAIN, {"optimizer.lr": "fast"}, ["optimizer.lr", "'fast'", "number"]),
-    (PRETRAIN, {"optimizer.hyper": {"momentun": 0.5}}, ["optimizer.hyper", "momentun", "mean 'momentum'", "ns_steps"]),
+    (
+        PRETRAIN,
+        {"optimizer.hyper": {"momentun": 0.5}},
+        ["optimizer.hyper", "momentun", "mean 'momentum'", "ns_steps"],
+    ),
     (PRETRAIN, {"optimizer.hyper": {"momentum": 1.5}}, ["optimizer.hyper", "momentum", "1.5", "less than 1"]),
-    (PRETRAIN, {"optimizer.hyper": {"scaling": "jordn"}}, ["scaling", "'jordn'", "moonlight", "mean 'jordan'"]),
+    (
+        PRETRAIN,
+        {"optimizer.hyper": {"scaling": "jordn"}},
+        ["scaling", "'jordn'", "moonlight", "mean 'jordan'"],
+    ),
     (PRETRAIN, {"aux": {"name": "muon", "lr": 0.1}}, ["aux", "'muon'", "matrices only"]),
     (PRETRAIN, {"model.heads": 3}, ["model", "heads: 3", "16"]),
     (PRETRAIN, {"model.vocab": 20}, ["model.vocab", "20", "24"]),
@@ -269,8 +295,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("data", "changes", "words"), BAD, ids=[next(iter(changes)) for _, changes, _ in BAD])
-def test_wrong_input_names_field_value_and_what_is_allowed(data: dict, changes: dict, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("data", "changes", "words"), BAD, ids=[next(iter(changes)) for _, changes, _ in BAD]
+)
+def test_wrong_input_names_field_value_and_what_is_allowed(
+    data: dict, changes: dict, words: list[str]
+) -> None:
     with pytest.raises(InputError) as raised:
         make(data, changes)
     for word in words:
@@ -331,7 +361,10 @@ def test_labels() -> None:
 
 def test_no_two_jobs_of_a_sweep_share_a_key() -> None:
     fields = {"seed": range(3), "optimizer.lr": (0.01, 0.02, 0.04), "method.rank": (1, 2, 4)}
-    found = [make(FINETUNE, dict(zip(fields, values, strict=True))) for values in itertools.product(*fields.values())]
+    found = [
+        make(FINETUNE, dict(zip(fields, values, strict=True)))
+        for values in itertools.product(*fields.values())
+    ]
     assert len({job.key for job in found}) == 27
     mixture = Mixture(parts=(Facts(tag=0), Facts(tag=1, label="b")))
     assert hash(mixture) == hash(Mixture(parts=(Facts(tag=0), Facts(tag=1, label="b"))))

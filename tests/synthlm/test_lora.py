@@ -70,7 +70,9 @@ def test_effective_weights_and_gradients_are_those_of_peft(generator: torch.Gene
         torch.testing.assert_close(merged[f"{name}.weight"][0], effective, rtol=1e-10, atol=1e-10)
         for which in "AB":
             expected = getattr(layer, f"lora_{which}")["default"].weight.grad
-            torch.testing.assert_close(grads[f"{name}.weight.lora_{which}"][0], expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                grads[f"{name}.weight.lora_{which}"][0], expected, rtol=1e-9, atol=1e-9
+            )
 
 
 def test_each_run_gets_its_own_product_and_nothing_else_moves(generator: torch.Generator) -> None:
@@ -83,7 +85,9 @@ def test_each_run_gets_its_own_product_and_nothing_else_moves(generator: torch.G
         a = adapters.views(flat)["first.weight.lora_A"][r]
         b = adapters.views(flat)["first.weight.lora_B"][r]
         product = sum(torch.outer(b[:, k], a[k]) for k in range(2))
-        torch.testing.assert_close(merged["first.weight"][r], BASE.views(base)["first.weight"][r] + 1.5 * product)
+        torch.testing.assert_close(
+            merged["first.weight"][r], BASE.views(base)["first.weight"][r] + 1.5 * product
+        )
     for name in ("second.weight", "gain"):
         assert torch.equal(merged[name], BASE.views(base)[name])
 
@@ -144,7 +148,11 @@ def test_targets_are_patterns_over_hidden_matrices(patterns: tuple[str, ...], le
     assert found == wanted
     adapters = lora.layout(config, MODEL.layout)
     assert {entry.name for entry in adapters.entries} == {f"{n}.lora_{x}" for n in wanted for x in "AB"}
-    assert adapters.matrix_size == adapters.size == sum(2 * sum(e.shape) for e in lora.targets(config, MODEL.layout))
+    assert (
+        adapters.matrix_size
+        == adapters.size
+        == sum(2 * sum(e.shape) for e in lora.targets(config, MODEL.layout))
+    )
 
 
 @pytest.mark.parametrize("pattern", ["*.W_Z", "embed.*", "ln_final.w", "blocks.2.*", ""])

@@ -89,4 +89,4 @@ def test_width_by_device_hint_and_model() -> None:
         def __init__(self, width: int) -> None:
             self.model = Model(width)
 
-    assert [planner.width(Sized(d), "cpu") for d in (8, 16, 32, 64, 256)] == [8, 8, 4, 1, 1]
+    assert [planner.width(Sized(d), "cpu") for d in (8, 16, 32, 64, 256)] == [8, 8, 4, 2, 1]

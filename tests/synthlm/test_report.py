@@ -93,22 +93,32 @@ def test_the_second_report_draws_nothing_and_is_equal_to_the_byte(written, monke
     assert not drawn
 
 
-def test_a_damaged_or_outdated_figure_is_drawn_again(written):
-    out, table, _ = written
-    before = hashes(out)
-    (out / "figures" / "frontier.pdf").write_bytes(b"")
-    (out / "figures" / "pretraining.png").unlink()
-    write_report(Study(), table, out)
-    assert hashes(out) == before
-    (out / "figures.json").write_text("[broken")
-    write_report(Study(), table, out)
-    assert hashes(out) == before
+def test_a_damaged_or_outdated_figure_is_drawn_again(tmp_path):
+    table = make_table(**SMALL)
+    write_report(None, table, tmp_path, ["pretraining"])
+    before = hashes(tmp_path)
+    (tmp_path / "figures" / "pretraining.pdf").write_bytes(b"")
+    write_report(None, table, tmp_path, ["pretraining"])
+    assert hashes(tmp_path) == before
+    (tmp_path / "figures" / "pretraining.png").unlink()
+    (tmp_path / "figures.json").write_text("[broken")
+    write_report(None, table, tmp_path, ["pretraining"])
+    assert hashes(tmp_path) == before
+    changed = table.assign(accuracy=table["accuracy"] * 0.99)
+    write_report(None, changed, tmp_path, ["pretraining"])
+    assert all(hashes(tmp_path)[f"figures/pretraining.{kind}"] != before[f"figures/pretraining.{kind}"]
+               for kind in ("csv", "pdf", "png"))  # fmt: skip
 
 
 def test_a_new_folder_gives_equal_files(written, tmp_path):
     out, table, _ = written
-    write_report(Study(), table, tmp_path / "again")
-    assert hashes(tmp_path / "again") == hashes(out)
+    names = ["frontier", "forgetting_matrix"]
+    write_report(Study(), table, tmp_path / "again", names)
+    found, before = hashes(tmp_path / "again"), hashes(out)
+    assert {name for name in found if name.startswith("figures/")} == {
+        f"figures/{name}.{kind}" for name in names for kind in ("csv", "pdf", "png")
+    }
+    assert all(found[name] == before[name] for name in found if name not in ("figures.json", "report.html"))
 
 
 def test_redraw_needs_the_csv_files_alone(written, tmp_path):

@@ -1,5 +1,6 @@
 """The training loop: the same bytes alone, in a batch, resumed and regrouped; honest about runs that broke."""
 
+import itertools
 import json
 import math
 import secrets
@@ -33,6 +34,7 @@ OLD = Mixture(
 NEW = Facts(label="new", tag=2, alphabet=8, items=16, key_length=2, value_length=1)
 AUX = OptimizerConfig(name="adamw", lr=0.01)
 LR = {"adamw": 0.01, "muon": 0.03, "sgd": 0.2, "soap": 0.01}
+FULL = Full()
 LORA = LoraConfig(rank=2, targets=("*.attn.*",))
 
 
@@ -40,19 +42,23 @@ def optimizer(name: str, lr: float | None = None, **settings: Any) -> OptimizerC
     return OptimizerConfig(name=name, lr=LR[name] if lr is None else lr, **settings)
 
 
-def pretrain(name: str = "adamw", lr: float | None = None, seed: int = SEED, steps: int = 9, **changes: Any) -> Pretrain:
+def pretrain(
+    name: str = "adamw", lr: float | None = None, seed: int = SEED, steps: int = 9, **changes: Any
+) -> Pretrain:
     plan = Training(steps=steps, batch=8, evaluations=4, **changes.pop("training", {}))
     settings = {"model": MODEL, "language": OLD, "aux": AUX} | changes
     return Pretrain(seed=seed, optimizer=optimizer(name, lr), training=plan, **settings)
 
 
 def finetune(
-    base: Pretrain, method: Full | LoraConfig = Full(), name: str = "adamw", lr: float | None = None,
+    base: Pretrain, method: Full | LoraConfig = FULL, name: str = "adamw", lr: float | None = None,
     aux: OptimizerConfig | None = None, **changes: Any,
 ) -> Finetune:  # fmt: skip
     plan = Training(steps=6, batch=8, evaluations=3, **changes.pop("training", {}))
     settings = {"language": NEW, "seed": base.seed} | changes
-    return Finetune(base=base, method=method, optimizer=optimizer(name, lr), aux=aux, training=plan, **settings)
+    return Finetune(
+        base=base, method=method, optimizer=optimizer(name, lr), aux=aux, training=plan, **settings
+    )
 
 
 @pytest.fixture
@@ -75,7 +81,9 @@ def files(store: Store, job: Job) -> dict[str, bytes]:
 
 def result(store: Store, job: Job) -> dict[str, bytes]:
     """All of a finished job but what may say with whom it was trained."""
-    return {name: data for name, data in files(store, job).items() if name not in ("manifest.json", "done.json")}
+    return {
+        name: data for name, data in files(store, job).items() if name not in ("manifest.json", "done.json")
+    }
 
 
 def flat_of(store: Store, job: Job) -> torch.Tensor:
@@ -146,7 +154,9 @@ def test_metrics_are_those_of_the_weights_that_are_kept(store: Store) -> None:
 
     def recorded(job: Job, step: int, role: str) -> dict[str, list]:
         rows = store.load(job.key).metrics
-        chosen = [i for i, at in enumerate(zip(rows["step"], rows["role"], strict=True)) if at == (step, role)]
+        chosen = [
+            i for i, at in enumerate(zip(rows["step"], rows["role"], strict=True)) if at == (step, role)
+        ]
         return {name: [rows[name][i] for i in chosen] for name in rows if name not in ("step", "role")}
 
     start = transformer.init(MODEL, training.torch_generator(SEED, "init"))
@@ -177,7 +187,9 @@ def test_a_step_is_that_of_a_plain_loop(store: Store) -> None:
     plain = {"name": "sgd", "lr": 0.3, "hyper": {"momentum": 0.0}}
     changes = {"clip": 0.5, "schedule": {"shape": "linear", "warmup_fraction": 0.5}}
     plan = Training(steps=4, batch=8, evaluations=2, **changes)
-    job = Pretrain(seed=SEED, model=MODEL, language=OLD, optimizer=plain, aux=plain | {"lr": 0.1}, training=plan)
+    job = Pretrain(
+        seed=SEED, model=MODEL, language=OLD, optimizer=plain, aux=plain | {"lr": 0.1}, training=plan
+    )
     run_batch([job], store)
     language, layout = OLD.build(SEED), MODEL.layout
     flat = transformer.init(MODEL, training.torch_generator(SEED, "init")).double()[None]
@@ -266,7 +278,8 @@ def test_a_run_in_a_batch_of_three_is_the_run_alone(tmp_path: Path, name: str) -
     for each in batch:
         run_batch([each], alone)
         assert result(together, each) == result(alone, each)
-    manifest = together.load(job.key).manifest
+    same = {"runs_side_by_side": 1, "seconds": 0.0}
+    assert manifest | same == alone.load(job.key).manifest | same
     assert manifest["runs_side_by_side"] == 3
     assert manifest | {"runs_side_by_side": 1} == alone.load(job.key).manifest
     assert len({result(together, each)["final.safetensors"] for each in batch}) == 3
@@ -497,7 +510,12 @@ def test_every_optimizer_and_method_sees_the_same_data_in_the_same_order(store: 
     streams = [data(base) for base in bases]
     assert streams[0].shape[0] == 9
     assert all(torch.equal(stream, streams[0]) for stream in streams)
-    tuned = [finetune(base, method, name) for base in bases[:2] for method in (Full(), LORA) for name in ("sgd", "muon")]
+    tuned = [
+        finetune(base, method, name)
+        for base in bases[:2]
+        for method in (Full(), LORA)
+        for name in ("sgd", "muon")
+    ]
     streams = [data(job) for job in tuned]
     assert all(torch.equal(stream, streams[0]) for stream in streams)
     other = data(pretrain(seed=SEED + 1))
@@ -535,14 +553,18 @@ def test_items_of_probability_zero_are_never_drawn() -> None:
     table = language.train
     weight = np.zeros(16)
     weight[[3, 8]] = (0.25, 0.75)
-    starved = type(language)(**(vars(language) | {"train": type(table)(**(vars(table) | {"weight": weight}))}))
+    starved = type(language)(
+        **(vars(language) | {"train": type(table)(**(vars(table) | {"weight": weight}))})
+    )
     order = Order([starved], [SEED], "x", 50)
     counts = np.bincount(np.concatenate([order(step)[0] for step in range(100)]), minlength=16)
     assert set(np.flatnonzero(counts)) == {3, 8}
     assert abs(counts[8] / 5000 - 0.75) < 0.04
 
 
-@pytest.mark.parametrize(("count", "steps"), [(0, 5), (1, 5), (2, 1), (2, 100), (12, 1000), (12, 7), (40, 30)])
+@pytest.mark.parametrize(
+    ("count", "steps"), [(0, 5), (1, 5), (2, 1), (2, 100), (12, 1000), (12, 7), (40, 30)]
+)
 def test_log_spaced_steps(count: int, steps: int) -> None:
     found = log_spaced(count, steps)
     assert len(found) <= count
@@ -553,5 +575,5 @@ def test_log_spaced_steps(count: int, steps: int) -> None:
     if count > 1:
         assert found[0] == 1
     if (count, steps) == (12, 1000):
-        ratios = [math.log(b / a) for a, b in zip(found[4:], found[5:], strict=False)]
+        ratios = [math.log(b / a) for a, b in itertools.pairwise(found[4:])]
         assert max(ratios) / min(ratios) < 1.1

@@ -1,5 +1,6 @@
 """Weights by name over one flat tensor: order, shared memory, gradients, files."""
 
+import itertools
 import secrets
 
 import pytest
@@ -84,7 +85,7 @@ def test_blocks_are_stacks_of_equal_matrices_and_cover_the_matrix_part(flat: tor
     edges = [(block.start, block.stop) for block in blocks]
     assert edges[0][0] == 0
     assert edges[-1][1] == LAYOUT.matrix_size
-    assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
     views = LAYOUT.views(flat)
     for block, names in zip(blocks, (["wide0", "wide1"], ["square0", "square1"], ["tall"]), strict=True):
         stack = block.view(flat)
