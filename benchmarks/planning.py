@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from synthlm import driver
 from synthlm.engines import OnStep, Outcome, ignore_step
 from synthlm.experiments import Study, load_grid, study
 from synthlm.experiments.consistency import ConsistencyStudy
-from synthlm.jobs import Job, Pretrain
+from synthlm.jobs import Job, Pretrain, Training
 from synthlm.progress import PlainDisplay
 from synthlm.store import Store
 from synthlm.training import log_spaced
@@ -91,24 +92,25 @@ class Idle:
         pass
 
 
-def metrics(job: Job, index: int) -> dict[str, list]:
-    """Metrics of real length; the learning rate at ``BEST`` is the best."""
-    steps = [0, *log_spaced(job.training.evaluations, job.training.steps)]
+@lru_cache
+def metrics(training: Training, pretrained: bool, index: int) -> str:
+    """Metrics of real length as JSON; the learning rate at ``BEST`` is the best."""
+    steps = [0, *log_spaced(training.evaluations, training.steps)]
     old = (("facts/rote", "rote"), ("cipher/rule/train", ""), ("cipher/rule/heldout", "rule"))
-    new = () if isinstance(job, Pretrain) else (("new/rule/train", ""), ("new/rule/heldout", "rule"))
+    new = () if pretrained else (("new/rule/train", ""), ("new/rule/heldout", "rule"))
     rows = [("old", *each) for each in old] + [("new", *each) for each in new]
     columns: dict[str, list] = {}
     for step in steps:
         share = math.log1p(step) / math.log1p(steps[-1])
         for role, name, goal in rows:
             peak = 0.97 - 0.01 * abs(index - BEST)
-            accuracy = peak * share if role == "new" or isinstance(job, Pretrain) else peak
+            accuracy = peak * share if role == "new" or pretrained else peak
             loss = math.e * (1 - accuracy)
             values = (step, role, name, goal, loss, math.pi / 1e3, accuracy, accuracy**2, None, 512)
             names = ("step", "role", "slice", "goal", "loss", "floor", "accuracy", "exact", "kl", "n")
             for column, value in zip(names, values, strict=True):
                 columns.setdefault(column, []).append(value)
-    return columns
+    return json.dumps(columns) + "\n"
 
 
 def contents(job: Job, index: int) -> dict[str, bytes]:
@@ -128,7 +130,7 @@ def contents(job: Job, index: int) -> dict[str, bytes]:
         "config.json": (job.model_dump_json(indent=1) + "\n").encode(),
         "final.safetensors": b"\0" * 64,
         "manifest.json": (json.dumps(manifest, indent=1) + "\n").encode(),
-        "metrics.json": (json.dumps(metrics(job, index)) + "\n").encode(),
+        "metrics.json": metrics(job.training, isinstance(job, Pretrain), index).encode(),
     }
 
 
@@ -157,7 +159,7 @@ def check_writer(job: Job, index: int) -> None:
         ]
         assert found[0] == found[1], "the writer's entry is not the store's"
         added.verify(job.key)
-        assert added.load(job.key).metrics == metrics(job, index)
+        assert added.load(job.key).config == job.model_dump(mode="json")
 
 
 def seeds_for(jobs: int) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
@@ -55,6 +55,12 @@ class _Job(Config):
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()  # model_copy(update=...) must not keep the key of what it copied
+        for name in ("key", "shape"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     def _identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -5,6 +5,7 @@ random draws are derived per run, purpose and step. So batches may be formed fre
 in the same bytes.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -325,7 +326,9 @@ class _Loop:
             }
             path = self.store.partial(run.job.key) / RESUME
             aside = path.with_suffix(".writing")
-            safetensors.torch.save_file(tensors, aside, metadata={"history": json.dumps(history)})
+            text = json.dumps(history)
+            metadata = {"history": text, "sha256": _digest(tensors, text)}
+            safetensors.torch.save_file(tensors, aside, metadata=metadata)
             aside.replace(path)
 
     def _resume(self) -> None:
@@ -386,14 +389,25 @@ class _Loop:
         self.store.commit(key, folder)
 
 
+def _digest(tensors: Mapping[str, Tensor], history: str) -> str:
+    """sha256 of a resume point's contents: a flipped bit must not become part of a result."""
+    digest = hashlib.sha256(history.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read_resume(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and history of a resume point, or None when there is none that can be read."""
+    """Tensors and history of a resume point, or None when there is none that is whole."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {})["history"])
-    except (OSError, safetensors.SafetensorError, KeyError, json.JSONDecodeError):
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
         return None
+    text = metadata.get("history", "")
+    return (tensors, json.loads(text)) if metadata.get("sha256") == _digest(tensors, text) else None
 
 
 def final_weights(job: Job, store: JobStore) -> Tensor:

@@ -273,7 +273,9 @@ class ConsistencyStudy:
             seeds = range(self.grid.seeds)
             bases = [chosen[name, seed] for seed in seeds if (name, seed) in chosen]
             records = [results(base) for base in bases]
-            if len(bases) < self.grid.seeds or any(record is None for record in records):
+            if any(record is None for record in records) or not all(
+                (name, seed) in chosen or self._has_no_target(name, seed, chosen, results) for seed in seeds
+            ):
                 continue
             sound = [base for base, record in zip(bases, records, strict=True) if succeeded(record)]
             if not sound:
@@ -291,6 +293,16 @@ class ConsistencyStudy:
 
                     jobs, _ = _search(spec.sweep, at, score, results)
                     yield name, language, arm, jobs
+
+    def _has_no_target(
+        self, name: str, seed: int, chosen: dict[tuple[str, int], Pretrain], results: Results
+    ) -> bool:
+        """Whether a base to be stopped at another's loss will never be trained: the other diverged."""
+        target = self.grid.pretraining.bases[name].match_loss_of
+        if target is None or (target, seed) not in chosen:
+            return False
+        record = results(chosen[target, seed])
+        return record is not None and not math.isfinite(_final_loss(record))
 
     def jobs(self, results: Results) -> Sequence[Job]:
         """Every job wanted, given what is known; more are wanted once a search's results are in."""

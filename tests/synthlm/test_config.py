@@ -32,7 +32,7 @@ class Outer(Config):
     inner: Inner = Inner()
     shape: Shape = Circle()
     several: tuple[Shape, ...] = ()
-    named: dict[str, Inner] = {}
+    named: dict[str, Inner] = Field(default_factory=dict)
     maybe: Inner | None = None
 
 

@@ -78,7 +78,7 @@ class FakeRecord:
 
 
 def rows(steps: dict[int, dict[str, tuple[float | None, float | None]]]) -> dict[str, list]:
-    """Metrics from step -> role -> (loss, accuracy) of its one goal slice; each role also has a slice that is only shown."""
+    """Metrics from step -> role -> (loss, accuracy) of its one goal slice; another slice is only shown."""
     out: dict[str, list] = {}
     for step, roles in steps.items():
         for role, (loss, accuracy) in roles.items():
@@ -94,7 +94,7 @@ def rows(steps: dict[int, dict[str, tuple[float | None, float | None]]]) -> dict
 
 
 class World:
-    """Made-up results: ``loss`` of a pretraining job, ``accuracy`` at its end, ``kept`` and ``learnt`` of finetuning."""
+    """Made-up results: best at a rate per optimizer or arm, and worse by the distance from it."""
 
     def __init__(
         self,

@@ -114,6 +114,14 @@ def test_a_diverged_run_counts_up_to_its_divergence():
     assert found.cells["diverged"].iloc[0] == 1
 
 
+def test_one_non_finite_slice_is_enough_to_leave_a_point_out():
+    table = make_table(seeds=1, bases=["adamw"], arms=["full-adamw"], languages=["new-rule"], rates=1)
+    broken = (table["kind"] == "finetune") & (table["step"] == 8) & (table["slice"] == "old0/rule")
+    table.loc[broken, "loss"] = math.inf
+    assert broken.sum() == 1
+    assert points(table)["step"].tolist() == [0, 1, 2, 4, 16, 32, 64, 128, 256]
+
+
 def test_common_levels():
     curves = np.full((3, len(GRID)), 0.5)
     assert matched_levels(curves).all()

@@ -431,7 +431,7 @@ def test_flops_are_those_that_torch_counts(activation: str, positions: str, tied
 def test_a_sequence_longer_than_the_model_is_refused() -> None:
     config = make("gelu", "rotary", False)
     views = config.layout.views(torch.zeros(1, config.layout.size))
-    with pytest.raises(ValueError, match="8 tokens.*length is 7"):
+    with pytest.raises(ValueError, match=r"8 tokens.*length is 7"):
         model.forward(config, views, torch.zeros((1, 1, 8), dtype=torch.int64))
 
 

@@ -76,11 +76,16 @@ def fresh(tmp_path: Path, *bases: Pretrain) -> Store:
 
 
 def files(store: Store, job: Job) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in store.folder(job.key).iterdir()}
+    """All of a finished job, but for the time that it took."""
+    found = {path.name: path.read_bytes() for path in store.folder(job.key).iterdir()}
+    manifest = json.loads(found["manifest.json"])
+    assert manifest.pop("seconds") > 0
+    del found["done.json"]  # holds the manifest's sha256
+    return found | {"manifest.json": json.dumps(manifest).encode()}
 
 
 def result(store: Store, job: Job) -> dict[str, bytes]:
-    """All of a finished job but what may say with whom it was trained."""
+    """All of a finished job but what says with whom, and in what time, it was trained."""
     return {
         name: data for name, data in files(store, job).items() if name not in ("manifest.json", "done.json")
     }
@@ -130,7 +135,7 @@ def test_a_run_leaves_config_manifest_metrics_weights_and_checkpoints(store: Sto
     assert set(metrics["role"]) == {"old"}
     assert {len(column) for column in metrics.values()} == {len(metrics["step"])}
     saved = [f"step-{step:07d}.safetensors" for step in log_spaced(3, 20)]
-    assert set(files(store, job)) == {
+    assert {path.name for path in store.folder(job.key).iterdir()} == {
         "config.json", "manifest.json", "metrics.json", "done.json", "final.safetensors", *saved,
     }  # fmt: skip
     assert files(store, job)[saved[-1]] == files(store, job)["final.safetensors"]
@@ -278,10 +283,10 @@ def test_a_run_in_a_batch_of_three_is_the_run_alone(tmp_path: Path, name: str) -
     for each in batch:
         run_batch([each], alone)
         assert result(together, each) == result(alone, each)
+    manifest = together.load(job.key).manifest
+    assert manifest["runs_side_by_side"] == 3
     same = {"runs_side_by_side": 1, "seconds": 0.0}
     assert manifest | same == alone.load(job.key).manifest | same
-    assert manifest["runs_side_by_side"] == 3
-    assert manifest | {"runs_side_by_side": 1} == alone.load(job.key).manifest
     assert len({result(together, each)["final.safetensors"] for each in batch}) == 3
 
 
@@ -390,7 +395,8 @@ def test_a_diverged_run_is_marked_and_disturbs_nobody(tmp_path: Path, name: str,
     assert record.manifest["stopped"] is False
     assert max(record.metrics["step"]) <= ended
     assert all(int(file.name[5:12]) <= ended for file in together.folder(jobs[1].key).glob("step-*"))
-    assert alone.load(jobs[1].key).manifest | {"runs_side_by_side": 3} == record.manifest
+    same = {"runs_side_by_side": 3, "seconds": 0.0}
+    assert alone.load(jobs[1].key).manifest | same == record.manifest | same
 
 
 def test_a_diverged_finetuning_run_is_marked(store: Store) -> None:
