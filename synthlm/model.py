@@ -189,12 +189,21 @@ def _mlp(config: ModelConfig, weights: Mapping[str, Tensor], name: str, x: Tenso
     linear = _linear(x, weights[name + "mlp.W_in"])
     if config.activation == "swiglu":  # hook_pre is what the activation function sees: the gate
         gate = tap(name + "mlp.hook_pre", _linear(x, weights[name + "mlp.W_gate"]))
-        return F.silu(gate) * tap(name + "mlp.hook_pre_linear", linear)
+        return _silu(gate) * tap(name + "mlp.hook_pre_linear", linear)
     pre = tap(name + "mlp.hook_pre", linear)
     if config.activation == "gelu":
         return F.gelu(pre)
     positive = F.relu(pre)
     return positive * positive
+
+
+def _silu(x: Tensor) -> Tensor:
+    """``F.silu``, whose kernel rounds the last numbers of a tensor (its length modulo 32) otherwise than the rest.
+
+    Padded, no run has numbers there, alone or beside others.
+    """
+    spare = -x.shape[-1] % 32
+    return F.silu(F.pad(x, (0, spare)))[..., :-spare] if spare else F.silu(x)
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
