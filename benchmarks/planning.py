@@ -39,7 +39,7 @@ from synthlm.experiments.consistency import ConsistencyStudy
 from synthlm.jobs import Job, Pretrain, Training
 from synthlm.progress import PlainDisplay
 from synthlm.store import Store
-from synthlm.training import log_spaced
+from synthlm.schedules import log_spaced
 
 TARGET_SECONDS, TARGET_BYTES = 10.0, 1e9
 WAYS = ("list", "study")

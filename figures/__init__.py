@@ -1,10 +1,11 @@
-"""Figures: one module each, with NAME, COLUMNS, KINDS, ``data(table)``, ``draw(data)`` and ``caption(data)``.
+"""Figures: one module each, with NAME, STUDY, TABLE, COLUMNS, ``data(table)``, ``draw(data)`` and ``caption(data)``.
 
-``data`` turns the tidy results table into the figure's own table, which is written as CSV; ``draw`` and
-``caption`` need nothing but that. KINDS names the kinds of jobs that a figure rests on (of pretraining, the
-chosen runs only), the one it is about first.
+``data`` turns a study's tidy table into the figure's own table, which is written as CSV; ``draw`` and
+``caption`` need nothing but that. A module may name KINDS of jobs, the one that it is about first, when its table
+holds others too.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +21,12 @@ class FigureModule(Protocol):
     """What every figure's module offers."""
 
     NAME: str
+    STUDY: str
+    """The study that it belongs to."""
+    TABLE: str
+    """The study's table that it is made from; a column ``job`` tells what each row rests on."""
     COLUMNS: tuple[str, ...]
-    KINDS: tuple[str, ...]
+    """Columns of its own table, ``n`` among them."""
 
     def data(self, table: pd.DataFrame, /) -> pd.DataFrame:
         """The figure's own table."""
@@ -48,16 +53,45 @@ def get(name: str) -> FigureModule:
     return FIGURES[choose("figures", name, list(FIGURES))]
 
 
-def data_of(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A figure's own table; without rows when the results hold no job of the kind it is about.
+def studies(names: Sequence[str]) -> list[str]:
+    """The studies that figures of these names belong to.
+
+    Raises:
+        InputError: when there is no such figure.
+    """
+    return list(dict.fromkeys(get(name).STUDY for name in names))
+
+
+def _rows(name: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """The rows that a figure rests on: of jobs of its KINDS (all, when it names none), and of pretraining runs in
+    a sweep the chosen ones alone."""
+    module = get(name)
+    table = tables.get(module.TABLE)
+    kinds = getattr(module, "KINDS", ())
+    if table is None or not kinds:
+        return table
+    if not (table["kind"] == kinds[0]).any():
+        return table.iloc[:0]
+    return table[table["kind"].isin(kinds) & ((table["kind"] != "pretrain") | table["chosen"])]
+
+
+def data_of(name: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A figure's own table; without rows when its study has no results for it yet.
 
     Raises:
         InputError: no such figure, or a finetuning without step 0.
     """
+    rows = _rows(name, tables)
     module = get(name)
-    if not (table["kind"] == module.KINDS[0]).any():
+    if rows is None or rows.empty:
         return pd.DataFrame(columns=list(module.COLUMNS))
-    return module.data(table)
+    return module.data(tables[module.TABLE])
+
+
+def jobs_of(name: str, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The jobs that a figure rests on, by the first 12 digits of their keys."""
+    rows = _rows(name, tables)
+    return [] if rows is None else sorted(set(rows["job"]))
 
 
 def load(name: str, path: Path) -> pd.DataFrame:

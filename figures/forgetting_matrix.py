@@ -18,6 +18,8 @@ from synthlm.frontier import LEVELS, MINIMUM_TOP, ON_GRID, frontiers, matched_le
 from synthlm.statistics import bootstrap_table
 
 NAME = "forgetting_matrix"
+STUDY = "consistency"
+TABLE = "results"
 KINDS = ("finetune", "pretrain")
 COLUMNS = (
     "language", "base", *ARM, "matched", "state", "lowest_level", "highest_level", "top", "forgetting",

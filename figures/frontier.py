@@ -21,6 +21,8 @@ from synthlm.figures.arms import (
 from synthlm.statistics import bootstrap_table
 
 NAME = "frontier"
+STUDY = "consistency"
+TABLE = "results"
 KINDS = ("finetune", "pretrain")
 COLUMNS = (
     "base", "language", *ARM, "matched", "seed", "passed", "start_kept", "diverged", "level", "kept", "mean",

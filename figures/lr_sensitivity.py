@@ -23,6 +23,8 @@ from synthlm.frontier import best_rates, frontiers_of, points
 from synthlm.statistics import bootstrap_table
 
 NAME = "lr_sensitivity"
+STUDY = "consistency"
+TABLE = "results"
 KINDS = ("finetune", "pretrain")
 COLUMNS = (
     "base", "language", *ARM, "matched", "lr", "seed", "passed", "status", "learnt", "kept", "best", "edge",

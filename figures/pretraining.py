@@ -11,6 +11,8 @@ from synthlm.figures.arms import failed_text, failures, interval_text
 from synthlm.statistics import bootstrap_table
 
 NAME = "pretraining"
+STUDY = "consistency"
+TABLE = "results"
 KINDS = ("pretrain",)
 COLUMNS = (
     "base", "optimizer", "seed", "lr", "status", "passed", "slice", "goal", "step", "accuracy", "mean",

@@ -55,7 +55,8 @@ def run_grid(
     out: Annotated[Path | None, typer.Option(help="Results folder.", show_default="results/NAME")] = None,
     store: StoreOption = Path("store"),
     figures: Annotated[
-        str | None, typer.Option(help="Names, with commas between; the grid's own by default.")
+        str | None,
+        typer.Option(help="Names, with commas between: only these, and only the studies they need."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds, instead of the grid's.")] = None,
     device: DeviceOption = "auto",
@@ -78,29 +79,30 @@ def run_grid(
     failed (the rest is done); 2: something in the command or the grid is wrong.
     """
     from synthlm import driver, experiments
+    from synthlm import figures as drawings
     from synthlm.engines import make_engine, resolve_device
     from synthlm.store import Store, check_writable
 
     where = resolve_device(device)
     chosen = None if figures is None else [name.strip() for name in figures.split(",") if name.strip()]
     settings = experiments.load_grid(grid, seeds, chosen)
-    study, kept = experiments.study(settings), Store(store)
+    only = (
+        drawings.studies(settings.figures) if settings.figures else None
+    )  # an unknown figure is refused here
+    study, kept = experiments.Suite(settings, only), Store(store)
     pool = make_engine(engine, kept, where, workers)
     if dry_run:
         from synthlm.estimate import estimate
 
         typer.echo(estimate(study, kept, where, pool.workers).text())
         return
-    from synthlm import figures as drawings
     from synthlm import report
     from synthlm.progress import duration
 
-    for name in settings.figures:
-        drawings.get(name)  # an unknown one is refused before anything trains
     out = out or Path("results") / Path(grid).stem
     check_writable(out, "out")
     with _showing(kept, pool) as display:
-        summary, table = driver.run_to_table(study, kept, pool, display, where)
+        summary, tables = driver.run_to_tables(study, kept, pool, display, where)
     _print_failures(summary)
     typer.echo(
         f"{summary.done} jobs done ({summary.cached} cached, {summary.trained} trained), "
@@ -109,7 +111,7 @@ def run_grid(
         + f"; {duration(summary.seconds)}"
     )
     if summary.done:
-        report.write_report(study, table, out, list(settings.figures) or None)
+        report.write_report(study, tables, out, list(settings.figures) or None)
         typer.echo(f"results in {out}; read {out / 'report.html'} first")
     if summary.failed or summary.blocked:
         raise typer.Exit(1)
@@ -317,8 +319,11 @@ class _Fixed:
     def jobs(self, results: Any) -> list[Any]:
         return self._jobs
 
-    def table(self, results: Any) -> Any:
-        raise NotImplementedError
+    def describe(self) -> str:
+        return ", ".join(job.label for job in self._jobs)
+
+    def tables(self, results: Any) -> dict[str, Any]:
+        return {}
 
 
 def _run_one(job: Any, jobs: list[Any], store: "Store", device: str) -> None:

@@ -8,21 +8,18 @@ what is known.
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from synthlm import planner
 from synthlm.engines import Engine, Outcome
 from synthlm.progress import Display, Running, Snapshot
 from synthlm.store import Record, Store
+from synthlm.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Results = Callable[[Any], Record | None]
-"""Job -> its record, None when it is not done."""
 
 TICK = 0.25
 """Seconds between two looks at the engine, and between two states shown."""
@@ -34,19 +31,7 @@ REPEATS = 2
 """How often a job whose worker died, or whose parent was found damaged, is tried again."""
 
 TABLES = 3
-"""How often a table is read again after entries were found damaged while reading it."""
-
-
-class Study(Protocol):
-    """Jobs as a function of results, and a table of the results."""
-
-    def jobs(self, results: Results) -> Sequence[Any]:
-        """Every job wanted, given what is known; more may follow when more is known."""
-        ...
-
-    def table(self, results: Results) -> "pd.DataFrame":
-        """Tidy results of the jobs that are done."""
-        ...
+"""How often tables are read again after entries were found damaged while reading them."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,7 @@ class Item:
 
 def repeat_command(job: Any, store: Store) -> str:
     """The command that runs a failed job alone, from the record of its failure."""
-    verb = {"pretrain": "train"}.get(job.kind, job.kind)
+    verb = {"pretrain": "train", "probe": "analyze"}.get(job.kind, job.kind)
     path = store.root / "failed" / f"{job.key}.json"
     return f"synthlm {verb} --job {shlex.quote(str(path))} --store {shlex.quote(str(store.root))}"
 
@@ -110,17 +95,17 @@ def run(study: Study, store: Store, engine: Engine, display: Display, device: st
     return _Loop(study, store, engine, display, device).run()
 
 
-def run_to_table(
+def run_to_tables(
     study: Study, store: Store, engine: Engine, display: Display, device: str = "cpu"
-) -> tuple[Summary, "pd.DataFrame"]:
+) -> tuple[Summary, "dict[str, pd.DataFrame]"]:
     """As ``run``, then read the results; entries found damaged while reading are done again."""
     loop = _Loop(study, store, engine, display, device)
     for attempt in range(1, TABLES + 1):
         summary = loop.run()
-        table = study.table(lambda job: store.get(job.key))
+        tables = study.tables(lambda job: store.get(job.key))
         if attempt == TABLES or not loop.lost():
             break
-    return summary, table
+    return summary, tables
 
 
 class _Loop:

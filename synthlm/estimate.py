@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from synthlm.driver import Study
 from synthlm.progress import duration, size
 from synthlm.store import Store
+from synthlm.study import Study
 
 SAMPLE = 200
 """Finished jobs whose recorded rate is looked at."""

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from synthlm import lora
 from synthlm.config import Config, InputError, canonical_json, parse
 from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
-from synthlm.schedules import ScheduleConfig
+from synthlm.perturbation import Perturbation
+from synthlm.probes import AnyAnalysis
+from synthlm.schedules import ScheduleConfig, log_spaced
 from synthlm.tasks import AnyLanguage, LanguageConfig, sizes
 
 SCHEMA = 1
@@ -25,14 +27,28 @@ SCHEMA = 1
 
 
 class Training(Config):
-    """How long and how often. ``evaluations`` and ``checkpoints`` count log-spaced steps between 1 and ``steps``."""
+    """How long and how often. ``evaluations`` and ``checkpoints`` count log-spaced steps between 1 and ``steps``;
+    ``evaluate_every`` so many steps the model is evaluated besides. ``perturb``: where gradients are taken."""
 
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float | None = Field(None, gt=0)
+    perturb: Perturbation | None = None
     evaluations: int = Field(12, ge=2)
+    evaluate_every: int | None = Field(None, ge=1)
     checkpoints: int = Field(0, ge=0)
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """Steps after which the model is evaluated; 0 is before the first."""
+        every = range(0, self.steps, self.evaluate_every) if self.evaluate_every is not None else ()
+        return sorted({0, *log_spaced(self.evaluations, self.steps), *every})
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """Steps after which weights are kept, besides the final ones."""
+        return log_spaced(self.checkpoints, self.steps)
 
 
 class Full(Config):
@@ -197,9 +213,76 @@ class Finetune(_Job):
         return f"finetune {base}-base {self.arm} lr {self.optimizer.lr:.3g} seed {self.seed}"
 
 
-Job = Pretrain | Finetune
+Trained = Annotated[Pretrain | Finetune, Field(discriminator="kind")]
+"""A job that leaves weights."""
 
-_ANY_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+
+class Probe(_Job):
+    """An analysis of trained models. The first subject is what it is about; others may define directions.
+
+    ``step``: a checkpoint of the first subject, 0 for its initial weights (pretraining only); None: its final weights.
+    ``seed``: of the analysis' own random draws.
+    """
+
+    kind: Literal["probe"] = "probe"
+    seed: int = Field(0, ge=0)
+    subjects: tuple[Trained, ...] = Field(min_length=1)
+    step: int | None = Field(None, ge=0)
+    analysis: AnyAnalysis
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Probe":
+        first = self.subjects[0]
+        kept = [*([0] if isinstance(first, Pretrain) else []), *first.training.checkpoint_steps]
+        if self.step is not None and self.step not in kept:
+            listed = ", ".join(map(str, kept)) or "only the final weights"
+            raise ValueError(f"step: {self.step} was not kept; allowed: {listed}")
+        try:
+            self.analysis.check(self)
+        except InputError as error:
+            raise ValueError(f"analysis.{error}") from None
+        return self
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(job.key for job in self.subjects))
+
+    def _identity(self) -> dict[str, Any]:
+        identity = self.model_dump(mode="json", exclude={"subjects"})
+        return identity | {"subjects": [job.key for job in self.subjects]}
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.subjects[0].model
+
+    @property
+    def shape(self) -> str:
+        """Its own: an analysis fills the run axis by itself."""
+        return self.key
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations, roughly."""
+        return self.analysis.cost(self)
+
+    @property
+    def disk(self) -> int:
+        """Bytes kept, roughly."""
+        return 100_000
+
+    @property
+    def label(self) -> str:
+        where = "" if self.step is None else f" at step {self.step}"
+        return f"{self.analysis.name} of {self.subjects[0].label}{where}"
+
+
+Job = Pretrain | Finetune | Probe
+
+KINDS: dict[str, type[Pretrain] | type[Finetune] | type[Probe]] = {
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "probe": Probe,
+}
 
 
 def job_from_json(text: str) -> Job:
@@ -212,11 +295,10 @@ def job_from_json(text: str) -> Job:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"job: not valid JSON ({error})") from None
-    kinds: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
     kind = data.get("kind") if isinstance(data, dict) else None
-    if kind not in kinds:
-        raise InputError(f"job: kind {kind!r} is not one of {', '.join(kinds)}")
-    return parse(kinds[kind], data, "job")
+    if kind not in KINDS:
+        raise InputError(f"job: kind {kind!r} is not one of {', '.join(KINDS)}")
+    return parse(KINDS[kind], data, "job")
 
 
 def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
@@ -238,4 +320,5 @@ def _element_wise(value: OptimizerConfig) -> OptimizerConfig:
 def _cost(model: ModelConfig, training: Training, steps: int, languages: Sequence[LanguageConfig]) -> float:
     tokens = training.batch * sizes(languages[0])[1]
     probe = 1000 * sum(sizes(language)[1] for language in languages)
-    return model.flops_per_token * (3.0 * steps * tokens + training.evaluations * probe)
+    passes = 1 if training.perturb is None else training.perturb.passes
+    return model.flops_per_token * (3.0 * steps * passes * tokens + len(training.evaluation_steps) * probe)

@@ -7,7 +7,8 @@ data, code and files are unchanged is not drawn again.
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,59 +18,88 @@ import pandas as pd
 
 from synthlm import figures as figures_package
 from synthlm.bases import judge_bases
-from synthlm.claims import CONSTANTS, RULE, judge
+from synthlm.claims import CONSTANTS, judge
+from synthlm.claims.verdicts import Verdict, cell_head, cell_rows, signed, write_claims
 from synthlm.config import InputError
 from synthlm.figures import FIGURES, style
 from synthlm.frontier import best_rates, frontiers
 from synthlm.table import ordered, read_csv, write_csv
-from synthlm.verdicts import CELL_HEAD, OUTCOME_TEXT, Verdict, cell_rows, signed, write_claims
 
 Entry = dict[str, Any]
 
+MAIN = "results"
+"""The table that lies in the results folder itself: the learning-forgetting study."""
+
 
 def write_report(
-    study: Any, table: pd.DataFrame, out: Path, figures: Sequence[str] | None = None
+    study: Any, tables: Mapping[str, pd.DataFrame], out: Path, figures: Sequence[str] | None = None
 ) -> list[Path]:
-    """Write everything about ``table`` into ``out``; returns the paths written or found up to date.
+    """Write everything about a study's tables into ``out``; returns the paths written or found up to date.
 
-    ``results.{csv,parquet}``, ``figures/NAME.{csv,pdf,png}``, ``figures.json``, ``claims.{md,json}``,
-    ``report.html``. ``study``: its ``describe()``, if it has one, opens the page. ``figures``: names, all
-    when None.
+    ``results.{csv,parquet}``, other tables as ``tables/NAME.{csv,parquet}``, ``figures/NAME.{csv,pdf,png}``,
+    ``figures.json``, ``claims.{md,json}``, ``report.html``. ``study``: its ``describe()``, if it has one, opens
+    the page. ``figures``: names, all when None.
 
     Raises:
         InputError: an unknown figure, a table without its columns or without step 0.
     """
-    names = list(FIGURES) if figures is None else [name for name in FIGURES if name in set(figures)]
     for name in figures or ():
         figures_package.get(name)
+    names = [name for name in FIGURES if figures is None or name in figures]
     text = str(study.describe()) if hasattr(study, "describe") else ""
-    table = ordered(table)
+    tables = {name: ordered(table) if name == MAIN else table for name, table in tables.items()}
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [out / "results.csv", out / "results.parquet"]
-    write_csv(table, paths[0])
-    table.to_parquet(paths[1], index=False)
+    paths = _write_tables(tables, out)
     entries: dict[str, Entry] = {}
     known = _known(out)
     for name in names:
-        data = figures_package.data_of(name, table)
+        data = figures_package.data_of(name, tables)
         files = [folder / f"{name}.{kind}" for kind in ("csv", "pdf", "png")]
         if data.empty:
             for path in files:
                 path.unlink(missing_ok=True)
             continue
         write_csv(data, files[0])
-        entries[name] = _draw(name, folder, known.get(name, {}), table)
+        entries[name] = _draw(name, folder, known.get(name, {}), tables)
         paths += files
-    verdicts = judge(table)
+    verdicts = _judged(tables, entries)
     paths += write_claims(verdicts, CONSTANTS, out, text)
-    paths += [_write_entries(out, entries), _write_page(out, text, table, verdicts, entries)]
+    paths += [_write_entries(out, entries), _write_page(out, text, tables, verdicts, entries)]
     return paths
 
 
+def _write_tables(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
+    paths = []
+    for name, table in tables.items():
+        stem = out / "results" if name == MAIN else out / "tables" / name
+        stem.parent.mkdir(exist_ok=True)
+        paths += [stem.with_suffix(".csv"), stem.with_suffix(".parquet")]
+        write_csv(table, paths[-2])
+        table.to_parquet(paths[-1], index=False)
+    return paths
+
+
+def _read_tables(out: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a results folder, as far as they are there."""
+    found = {path.stem: read_csv(path) for path in sorted((out / "tables").glob("*.csv"))}
+    if (out / "results.csv").is_file():
+        found[MAIN] = ordered(read_csv(out / "results.csv"))
+    return found
+
+
+def _judged(tables: Mapping[str, pd.DataFrame], entries: Mapping[str, Entry]) -> list[Verdict]:
+    """Verdicts, each naming the files behind it that are there: figures, and tables (``*.csv``)."""
+    return [
+        replace(
+            verdict, artifacts=tuple(name for name in verdict.artifacts if name in entries or "." in name)
+        )
+        for verdict in judge(tables)
+    ]
+
+
 def redraw(out: Path) -> list[Path]:
-    """Draw every figure in ``out/figures`` again from its CSV, and the page from ``results.csv`` if it is
-    there.
+    """Draw every figure in ``out/figures`` again from its CSV, and the page if there are tables.
 
     Raises:
         InputError: there is no figure's CSV, or one cannot be read.
@@ -78,23 +108,25 @@ def redraw(out: Path) -> list[Path]:
     names = [name for name in FIGURES if (folder / f"{name}.csv").is_file()]
     if not names:
         raise InputError(f"{out}: no figures/NAME.csv to draw from (NAME: {', '.join(FIGURES)})")
-    table = ordered(read_csv(out / "results.csv")) if (out / "results.csv").is_file() else None
+    tables = _read_tables(out)
     known = _known(out)
-    entries = {name: _draw(name, folder, known.get(name, {}), table, always=True) for name in names}
+    entries = {name: _draw(name, folder, known.get(name, {}), tables, always=True) for name in names}
     paths = [folder / f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
     paths.append(_write_entries(out, entries))
-    if table is not None:
-        paths.append(_write_page(out, _study_text(out), table, judge(table), entries))
+    if tables:
+        paths.append(_write_page(out, _study_text(out), tables, _judged(tables, entries), entries))
     return paths
 
 
-def _draw(name: str, folder: Path, known: Entry, table: pd.DataFrame | None, always: bool = False) -> Entry:
+def _draw(
+    name: str, folder: Path, known: Entry, tables: Mapping[str, pd.DataFrame], always: bool = False
+) -> Entry:
     """Draw one figure from its CSV, unless nothing changed since ``known``; returns its entry of
     figures.json."""
     stem = folder / name
     data = figures_package.load(name, stem.with_suffix(".csv"))
     entry: Entry = {
-        "jobs": known.get("jobs", []) if table is None else _jobs(name, table),
+        "jobs": figures_package.jobs_of(name, tables) or known.get("jobs", []),
         "n": int(data["n"].max()),
         "rows": len(data),
         "data_sha256": _sha256(stem.with_suffix(".csv")),
@@ -111,12 +143,6 @@ def _draw(name: str, folder: Path, known: Entry, table: pd.DataFrame | None, alw
     entry["files_sha256"] = {end: _sha256(stem.with_suffix(end)) for end in (".pdf", ".png")}
     entry["caption"] = FIGURES[name].caption(data)
     return entry
-
-
-def _jobs(name: str, table: pd.DataFrame) -> list[str]:
-    """Keys of the jobs a figure rests on: finetunings, and the pretrainings that were chosen."""
-    used = table["kind"].isin(FIGURES[name].KINDS) & ((table["kind"] != "pretrain") | table["chosen"])
-    return sorted(set(table.loc[used, "job"]))
 
 
 def _sha256(path: Path) -> str:
@@ -170,35 +196,52 @@ background: #f6f6f6; } tr.bad td { background: #fdf0ea; } figure { margin: 1.6re
 
 
 def _write_page(
-    out: Path, study: str, table: pd.DataFrame, verdicts: Sequence[Verdict], entries: dict[str, Entry]
+    out: Path,
+    study: str,
+    tables: Mapping[str, pd.DataFrame],
+    verdicts: Sequence[Verdict],
+    entries: Mapping[str, Entry],
 ) -> Path:
     """``report.html``: one file that needs no other, images included."""
-    bases = judge_bases(table)
-    found = frontiers(table)
-    rates = best_rates(found)
-    runs, diverged = len(found.runs), int((found.runs["status"] == "diverged").sum())
+    jobs = {job for table in tables.values() if "job" in table for job in table["job"]}
+    seeds = {seed for table in tables.values() if "seed" in table for seed in table["seed"]}
+    rules = dict.fromkeys(verdict.rule for verdict in verdicts)
     parts = [
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>synthlm report</title>",
         f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
         "<h1>What the optimizer does to what the model knows</h1>",
         f"<pre>{escape(study)}</pre>" if study else "",
-        f"<p>{table['job'].nunique()} jobs, {table['seed'].nunique()} seed(s), {runs} finetuning runs, of"
-        f" which {diverged} diverged (they count up to their divergence). All numbers:"
-        " <code>results.csv</code>.</p>",
+        f"<p>{len(jobs)} jobs, {len(seeds)} seed(s). All numbers: <code>results.csv</code> and the CSV files"
+        " of <code>tables/</code>.</p>",
         "<h2>Verdicts</h2>",
         _table(
-            ["claim", "", "verdict", "kept: matched minus other", "why"],
+            ["claim", "", "verdict", "effect", "of", "why"],
             [
                 [v.claim, v.statement, _Html(f"<span class='verdict {v.verdict}'>{v.verdict}</span>"),
-                 signed(v.effect), v.reason]
+                 signed(v.effect), v.unit, v.reason]
                 for v in verdicts
             ],
-        ),
-        f"<p>{escape(RULE)}</p>",
+        ) if verdicts else "<p>None: these tables speak of no claim.</p>",
+        *[f"<p><b>{', '.join(v.claim for v in verdicts if v.rule == rule)}.</b> {escape(rule)}</p>" for rule in rules],
         *[_claim(verdict) for verdict in verdicts],
         "<h2>Figures</h2>",
         *[_figure(out, name, entry) for name, entry in entries.items()],
         "" if entries else "<p>No figure has data.</p>",
+        *(_consistency_parts(tables[MAIN]) if MAIN in tables else ()),
+        "</body></html>\n",
+    ]  # fmt: skip
+    path = out / "report.html"
+    path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    return path
+
+
+def _consistency_parts(table: pd.DataFrame) -> list[str]:
+    """Bases that passed or failed, and the learning rate of each cell."""
+    bases = judge_bases(table)
+    found = frontiers(table)
+    rates = best_rates(found)
+    runs, diverged = len(found.runs), int((found.runs["status"] == "diverged").sum())
+    return [
         "<h2>Bases</h2>",
         _table(
             ["base", "optimizer", "seed", "learning rate", "steps", "worst goal slice", "accuracy", "passed"],
@@ -210,7 +253,8 @@ def _write_page(
             [not passed for passed in bases["passed"]],
         ),
         "<h2>Best learning rates</h2>",
-        "<p>The rate with the largest mean area under its own learning-forgetting frontier. A best rate at"
+        f"<p>Of {runs} finetuning runs {diverged} diverged; they count up to their divergence. The best is the"
+        " rate with the largest mean area under its own learning-forgetting frontier. A best rate at"
         " an end of its sweep means that the sweep did not bracket it.</p>",
         _table(
             ["base", "language", "arm", "best rate", "swept", "rates", "at the edge", "area", "agreeing",
@@ -223,11 +267,7 @@ def _write_page(
             ],
             [edge != "" for edge in rates["edge"]],
         ),
-        "</body></html>\n",
     ]  # fmt: skip
-    path = out / "report.html"
-    path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-    return path
 
 
 class _Html(str):
@@ -249,11 +289,13 @@ def _claim(verdict: Verdict) -> str:
     parts.append(
         f"<p>Source: {escape(verdict.source)}. Shown in: {escape(', '.join(verdict.artifacts))}.</p>"
     )
-    parts.append(_table(CELL_HEAD, cell_rows(verdict), [not cell.counted for cell in verdict.cells]))
+    if verdict.cells:
+        bad = [not cell.counted for cell in verdict.cells]
+        parts.append(_table(cell_head(verdict), cell_rows(verdict), bad))
     estimates = [*verdict.groups, *verdict.secondary]
     if estimates:
-        rows = [[OUTCOME_TEXT.get(item.name, item.name), signed(item)] for item in estimates]
-        parts.append(_table(["within, or other outcome", "matched - other (positive favours matched)"], rows))
+        rows = [[item.name, signed(item)] for item in estimates]
+        parts.append(_table(["within, or other outcome", "effect (positive: as predicted)"], rows))
     notes = "".join(f"<li>{escape(note)}</li>" for note in verdict.caveats) or "<li>none</li>"
     return "".join(parts) + f"<p>Caveats:</p><ul>{notes}</ul></details>"
 

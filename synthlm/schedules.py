@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from synthlm.config import Config
@@ -65,3 +66,12 @@ def factor(step: int, total: int, config: ScheduleConfig) -> float:
         progress = (1 - math.cos(math.pi * progress)) / 2
     # In this form both ends are exact: 1 at progress 0 and `final` at progress 1.
     return (1 - progress) + config.final * progress
+
+
+def log_spaced(count: int, steps: int) -> list[int]:
+    """At most ``count`` distinct steps from 1 to ``steps``, evenly spaced in log scale, the last included."""
+    if count == 0:
+        return []
+    if count == 1:
+        return [steps]
+    return sorted({round(step) for step in np.geomspace(1, steps, count)})

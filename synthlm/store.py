@@ -198,6 +198,16 @@ class Store:
         self._checked(key, (name,))
         return self.folder(key) / name
 
+    def table(self, key: str, name: str) -> dict[str, list[Any]] | None:
+        """Columns of a further table ``NAME.json`` of an entry, after its checksum was verified; None without one.
+
+        Raises:
+            MissingEntry: when the entry is missing or damaged (then it has been set aside).
+        """
+        if not (self.folder(key) / f"{name}.json").is_file() and self.has(key, afresh=True):
+            return None
+        return json.loads(self._checked(key, (f"{name}.json",))[f"{name}.json"])
+
     def verify(self, key: str) -> None:
         """Check every file of an entry.
 

@@ -21,15 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthlm import lora, optimizers, schedules, weights
+from synthlm import lora, optimizers, perturbation, schedules, weights
 from synthlm import model as transformer
-from synthlm.config import InputError
 from synthlm.evaluation import Probe, evaluate, log_probabilities
-from synthlm.jobs import Finetune, Job, Pretrain
+from synthlm.jobs import Finetune, Pretrain, Trained
 from synthlm.lora import LoraConfig
 from synthlm.optimizers import GroupOptimizer, OptimizerConfig
 from synthlm.seeds import numpy_generator, torch_generator
-from synthlm.tasks import IGNORE, Language, build
+from synthlm.tasks import IGNORE, Language, LanguageConfig, build
 from synthlm.weights import Group, Layout
 
 FINAL = "final.safetensors"
@@ -48,17 +47,9 @@ class JobStore(Protocol):
 
 
 @lru_cache(maxsize=64)
-def _language(config: Any, seed: int) -> Language:
+def language_of(config: LanguageConfig, seed: int) -> Language:
+    """The language drawn from these settings and this seed; the last few are kept."""
     return build(config, seed)
-
-
-def log_spaced(count: int, steps: int) -> list[int]:
-    """At most ``count`` distinct steps from 1 to ``steps``, evenly spaced in log scale, the last included."""
-    if count == 0:
-        return []
-    if count == 1:
-        return [steps]
-    return sorted({round(step) for step in np.geomspace(1, steps, count)})
 
 
 @dataclass
@@ -74,7 +65,7 @@ class Trainable:
 class Run:
     """One job's history on the axis."""
 
-    job: Job
+    job: Trained
     rows: dict[str, list[Any]] = field(default_factory=dict)
     diverged_at: int | None = None
     stopped_at: int | None = None
@@ -115,7 +106,7 @@ class Order:
 
 
 def run_batch(
-    jobs: Sequence[Job],
+    jobs: Sequence[Trained],
     store: JobStore,
     device: str = "cpu",
     on_step: Callable[[int, int], None] = lambda step, total: None,
@@ -138,13 +129,13 @@ def run_batch(
 
 
 class _Loop:
-    def __init__(self, jobs: Sequence[Job], store: JobStore, device: str) -> None:
+    def __init__(self, jobs: Sequence[Trained], store: JobStore, device: str) -> None:
         self.jobs, self.store, self.device = list(jobs), store, device
         first = jobs[0]
         self.training, self.model = first.training, first.model
         self.stage = first.kind
         seeds = [job.seed for job in jobs]
-        languages = [_language(job.language, job.seed) for job in jobs]
+        languages = [language_of(job.language, job.seed) for job in jobs]
         self.order = Order(languages, seeds, self.stage, self.training.batch)
         tables = [language.train for language in languages]
         self.tokens = self._stack([table.tokens for table in tables])
@@ -163,10 +154,10 @@ class _Loop:
         self.seconds = 0.0
         clip = self.training.clip
         self.clip = None if clip is None else torch.full((len(jobs),), clip, device=device)
-        self.evaluate_at = {0, *log_spaced(self.training.evaluations, self.training.steps)}
+        self.evaluate_at = set(self.training.evaluation_steps)
         if isinstance(first, Pretrain) and first.stop_loss is not None:
             self.evaluate_at |= set(range(0, self.training.steps, max(1, self.training.steps // 100)))
-        self.save_at = set(log_spaced(self.training.checkpoints, self.training.steps))
+        self.save_at = set(self.training.checkpoint_steps)
 
     def _stack(self, arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device)
@@ -216,7 +207,9 @@ class _Loop:
     def _probes(self, languages: list[Language]) -> dict[str, Probe]:
         if self.stage == "pretrain":
             return {"old": Probe(languages, self.device)}
-        old = [_language(job.base.language, job.base.seed) for job in self.jobs if isinstance(job, Finetune)]
+        old = [
+            language_of(job.base.language, job.base.seed) for job in self.jobs if isinstance(job, Finetune)
+        ]
         return {"old": Probe(old, self.device), "new": Probe(languages, self.device)}
 
     def run(self, on_step: Callable[[int, int], None], save_seconds: float) -> None:
@@ -244,19 +237,12 @@ class _Loop:
             self._commit(r)
 
     def _train_step(self) -> None:
-        trainable = self.trainable
-        index = torch.from_numpy(self.order(self.step)).to(self.device)[..., None]
-        tokens = torch.take_along_dim(self.tokens, index, dim=1)[..., : self.length]
-        targets = torch.take_along_dim(self.targets, index, dim=1)[..., self.first_scored : self.length]
-        flat = trainable.flat.requires_grad_()
-        views = trainable.weights(flat)
-        x = transformer.hidden(self.model, views, tokens)[:, :, self.first_scored :]
-        logits = transformer.unembed(self.model, views, x)
-        loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        # mean within a run, summed over runs: gradients stay independent
-        per_run = loss.view(len(self.runs), -1).sum(1) / (targets != IGNORE).flatten(1).sum(1)
-        (grad,) = torch.autograd.grad(per_run.sum(), flat)
-        flat.requires_grad_(False)
+        flat = self.trainable.flat
+        batch = self._batch()
+        at = perturbation.point(
+            self.training.perturb, flat, lambda here: self._gradient(here, *batch)[1], self._noise
+        )
+        per_run, grad = self._gradient(at, *batch)
         for r, finite in enumerate(torch.isfinite(per_run).tolist()):
             if not finite and self.runs[r].ended_at is None:
                 self.runs[r].diverged_at = self.step
@@ -266,6 +252,36 @@ class _Loop:
         factor = schedules.factor(self.step, self.training.steps, self.training.schedule)
         for (group, rate), state in zip(self.groups, self.state, strict=True):
             group.step(flat, grad, state, rate * factor)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Tokens and targets of this step, int64 ``[run, batch, time]``; targets from the first scored position on."""
+        index = torch.from_numpy(self.order(self.step)).to(self.device)[..., None]
+        tokens = torch.take_along_dim(self.tokens, index, dim=1)[..., : self.length]
+        targets = torch.take_along_dim(self.targets, index, dim=1)[..., self.first_scored : self.length]
+        return tokens, targets
+
+    def _gradient(self, at: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss ``[run]`` and gradient ``[run, param]`` at ``at [run, param]``."""
+        flat = at.detach().requires_grad_()
+        views = self.trainable.weights(flat)
+        x = transformer.hidden(self.model, views, tokens)[:, :, self.first_scored :]
+        logits = transformer.unembed(self.model, views, x)
+        loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE, reduction="none")
+        # mean within a run, summed over runs: gradients stay independent
+        per_run = loss.view(len(self.runs), -1).sum(1) / (targets != IGNORE).flatten(1).sum(1)
+        (grad,) = torch.autograd.grad(per_run.sum(), flat)
+        return per_run.detach(), grad
+
+    def _noise(self) -> Tensor:
+        """N(0, I) ``[run, param]`` for this step, each run's from its own seed."""
+        rows = [
+            torch.randn(
+                self.trainable.layout.size,
+                generator=torch_generator(run.job.seed, "noise", self.stage, self.step),
+            )
+            for run in self.runs
+        ]
+        return torch.stack(rows).to(self.device)
 
     def _all_ended(self) -> bool:
         return all(run.ended_at is not None for run in self.runs)
@@ -308,7 +324,7 @@ class _Loop:
         for r, run in enumerate(self.runs):
             if run.ended_at is not None:
                 continue
-            path = self.store.partial(run.job.key) / f"step-{self.step:07d}.safetensors"
+            path = self.store.partial(run.job.key) / _checkpoint_name(self.step)
             weights.save(path, self.trainable.flat[r], self.trainable.layout)
 
     def _save(self) -> None:
@@ -381,7 +397,7 @@ class _Loop:
             "seconds": self.seconds,
             "device": self.device,
             "torch": torch.__version__,
-            "language_sha256": _language(run.job.language, run.job.seed).sha256,
+            "language_sha256": language_of(run.job.language, run.job.seed).sha256,
             "slices": {role: list(probe.slices) for role, probe in self.probes.items()},
             "files": [FINAL],
         }
@@ -410,24 +426,36 @@ def _read_resume(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return (tensors, json.loads(text)) if metadata.get("sha256") == _digest(tensors, text) else None
 
 
-def final_weights(job: Job, store: JobStore) -> Tensor:
+def final_weights(job: Trained, store: JobStore) -> Tensor:
     """A finished job's weights as one flat ``[param]`` tensor in the model's layout, adapters merged.
 
     Raises:
         InputError: when a file is missing or damaged.
     """
+    return weights_at(job, store, None)
+
+
+def weights_at(job: Trained, store: JobStore, step: int | None) -> Tensor:
+    """As :func:`final_weights`, after ``step`` steps: a kept checkpoint, or 0 for the initial weights of a pretraining.
+
+    Raises:
+        InputError: when a file is missing or damaged.
+    """
     layout = job.model.layout
+    if isinstance(job, Pretrain) and step == 0:
+        return transformer.init(job.model, torch_generator(job.seed, "init"))
+    path = store.weights(job.key, FINAL if step is None else _checkpoint_name(step))
     if isinstance(job, Pretrain):
-        return weights.load(store.weights(job.key), layout)
-    base = weights.load(store.weights(job.base.key), layout)[None]
+        return weights.load(path, layout)
+    base = final_weights(job.base, store)[None]
     if isinstance(job.method, LoraConfig):
         adapters = lora.layout(job.method, layout)
-        flat = weights.load(store.weights(job.key), adapters)[None]
+        flat = weights.load(path, adapters)[None]
         return layout.join(lora.merge(job.method, layout.views(base), adapters.views(flat)))[0]
     if job.aux is not None:
-        return weights.load(store.weights(job.key), layout)
-    matrices = weights.load(store.weights(job.key), layout.only("matrix"))
-    return torch.cat([matrices, base[0, layout.matrix_size :]])
+        return weights.load(path, layout)
+    return torch.cat([weights.load(path, layout.only("matrix")), base[0, layout.matrix_size :]])
 
 
-__all__ = ["FINAL", "InputError", "Trainable", "final_weights", "log_spaced", "run_batch"]
+def _checkpoint_name(step: int) -> str:
+    return f"step-{step:07d}.safetensors"

@@ -131,8 +131,11 @@ class FakeStudy:
         known = all(results(job) is not None for job in self.first)
         return [*self.first, *(self.later(results) if self.later and known else [])]
 
-    def table(self, results: Callable[[FakeJob], Any]) -> Any:
+    def describe(self) -> str:
+        return "fake jobs"
+
+    def tables(self, results: Callable[[FakeJob], Any]) -> dict[str, Any]:
         import pandas as pd
 
         rows = [(job.name, results(job).metrics["loss"][-1]) for job in self.jobs(results) if results(job)]
-        return pd.DataFrame(rows, columns=["name", "loss"])
+        return {"fake": pd.DataFrame(rows, columns=["name", "loss"])}

@@ -21,11 +21,11 @@ DEVICES = ("auto", "cpu", "cuda")
 class Workload:
     """Import paths ``module:function`` of the reader and the runner of jobs.
 
-    ``decode(text) -> job``; ``run(jobs, store, device, on_step)`` trains a batch and commits every job.
+    ``decode(text) -> job``; ``run(jobs, store, device, on_step)`` runs a batch and commits every job.
     """
 
     decode: str = "synthlm.jobs:job_from_json"
-    run: str = "synthlm.training:run_batch"
+    run: str = "synthlm.running:run_batch"
 
     def decoder(self) -> Callable[[str], Any]:
         return _imported(self.decode)

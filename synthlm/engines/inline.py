@@ -30,7 +30,7 @@ class InlineEngine:
         batch, jobs = self._open.pop(0)
         start = time.monotonic()
         try:
-            with _one_thread(self._device):
+            with one_thread(self._device):
                 run = self._workload.runner()
                 run(jobs, self._store, self._device, lambda step, total: self.on_step(batch, step, total))
         except Exception as error:
@@ -43,7 +43,7 @@ class InlineEngine:
 
 
 @contextmanager
-def _one_thread(device: str) -> Iterator[None]:
+def one_thread(device: str) -> Iterator[None]:
     """One thread on the CPU, as in a worker process, so that both engines give the same bits."""
     import torch
 

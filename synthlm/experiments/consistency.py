@@ -7,7 +7,8 @@ was not available; the tuning of every cell follows arXiv 2605.10468.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,56 +17,15 @@ from pydantic import Field, model_validator
 
 from synthlm.bases import PASS_ACCURACY
 from synthlm.config import Config, InputError, parse
+from synthlm.experiments.sweep import Rule, Sweep, mean, search
 from synthlm.frontier import run_area
 from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training
 from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
 from synthlm.store import Record
+from synthlm.study import Results
 from synthlm.tasks import AnyLanguage, sizes
-
-Results = Callable[[Job], Record | None]
-"""Job -> its record, None when it is not done."""
-
-
-class Sweep(Config):
-    """Learning rates, evenly spaced in log scale; ``widen`` more at most when the best is at an edge."""
-
-    lowest: float = Field(gt=0)
-    highest: float = Field(gt=0)
-    count: int = Field(6, ge=1)
-    widen: int = Field(3, ge=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Sweep":
-        if self.count > 1 and self.highest <= self.lowest:
-            raise ValueError(f"highest: {self.highest} must be above lowest {self.lowest}")
-        return self
-
-    def rate(self, index: int) -> float:
-        """The learning rate at a place on the grid, to four digits; places outside 0..count-1 continue it."""
-        ratio = (self.highest / self.lowest) ** (1 / (self.count - 1)) if self.count > 1 else 2.0
-        return float(f"{self.lowest * ratio**index:.4g}")
-
-
-class Rule(Config):
-    """An optimizer without its learning rate."""
-
-    name: str
-    weight_decay: float = Field(0.0, ge=0)
-    hyper: dict[str, bool | int | float | str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _known(self) -> "Rule":
-        try:
-            self.at(1.0)
-        except InputError as error:
-            raise ValueError(str(error).removeprefix("optimizer: ")) from None
-        return self
-
-    def at(self, lr: float) -> OptimizerConfig:
-        """The optimizer at a learning rate."""
-        return parse(OptimizerConfig, {**self.model_dump(), "lr": lr}, "optimizer")
 
 
 class Base(Config):
@@ -110,18 +70,16 @@ class ModelSettings(Config):
     tied: bool = False
 
 
-class ConsistencyGrid(Config):
-    """A grid file (TOML). ``figures`` lists the figures to draw; empty means all."""
+class ConsistencySettings(Config):
+    """The section ``[consistency]`` of a grid."""
 
-    title: str
     seeds: int = Field(3, ge=1)
-    figures: tuple[str, ...] = ()
     model: ModelSettings = ModelSettings()
     pretraining: Pretraining
     finetuning: Finetuning
 
     @model_validator(mode="after")
-    def _consistent(self) -> "ConsistencyGrid":
+    def _consistent(self) -> "ConsistencySettings":
         languages = [self.pretraining.language, *self.finetuning.languages.values()]
         if len({sizes(language)[0] for language in languages}) > 1:
             raise ValueError("finetuning.languages: every language needs the pretraining language's alphabet")
@@ -152,21 +110,32 @@ class ConsistencyGrid(Config):
         return parse(ModelConfig, {"vocab": vocab, "length": length, **self.model.model_dump()}, "model")
 
 
+@dataclass(frozen=True)
+class FinetunedCell:
+    """Finetunings of one base by one arm. ``best``: at the chosen learning rate, one a seed; ``jobs``: all of them."""
+
+    base: str
+    language: str
+    arm: str
+    best: tuple[Finetune, ...]
+    jobs: tuple[Finetune, ...]
+
+
 class ConsistencyStudy:
     """Jobs and table of one grid. Everything is a function of finished results, so a killed study just goes on."""
 
-    def __init__(self, grid: ConsistencyGrid) -> None:
-        self.grid = grid
-        self.model = grid.transformer()
+    def __init__(self, settings: ConsistencySettings) -> None:
+        self.settings = settings
+        self.model = settings.transformer()
         self._made: dict[tuple[Any, ...], Any] = {}
         self._scores: dict[str, float] = {}
 
     def describe(self) -> str:
         """What is run, in one paragraph, for the report."""
-        grid = self.grid
+        grid = self.settings
         pre, fine = grid.pretraining, grid.finetuning
         return (
-            f"{grid.title}: {grid.seeds} seeds; bases {', '.join(pre.bases)}; arms {', '.join(fine.arms)}; "
+            f"Learning and forgetting: {grid.seeds} seeds; bases {', '.join(pre.bases)}; arms {', '.join(fine.arms)}; "
             f"finetuning languages {', '.join(fine.languages)}; model width {self.model.width}, "
             f"{self.model.layers} layers, {self.model.layout.size:,} parameters; {pre.training.steps} "
             f"pretraining and {fine.training.steps} finetuning steps. Every base and every cell (base, arm, "
@@ -186,7 +155,7 @@ class ConsistencyStudy:
         place = (name, seed, index, stop_loss)
         if place in self._made:
             return self._made[place]
-        pre = self.grid.pretraining
+        pre = self.settings.pretraining
         base = pre.bases[name]
         data = {
             "seed": seed,
@@ -201,11 +170,11 @@ class ConsistencyStudy:
 
     def _base_search(self, name: str, results: Results) -> tuple[list[Pretrain], int | None]:
         """The sweep on seed 0 as far as known, and the best place once the sweep is over."""
-        sweep = self.grid.pretraining.bases[name].sweep
-        return _search(
+        sweep = self.settings.pretraining.bases[name].sweep
+        return search(
             sweep,
             lambda index: [self.pretrain(name, 0, index)],
-            lambda jobs: _mean(self._score(job, results(job)) for job in jobs),
+            lambda jobs: mean(self._score(job, results(job)) for job in jobs),
             results,
         )
 
@@ -214,23 +183,23 @@ class ConsistencyStudy:
         wanted: list[Job] = []
         chosen: dict[tuple[str, int], Pretrain] = {}
         best: dict[str, int] = {}
-        for name, base in self.grid.pretraining.bases.items():
+        for name, base in self.settings.pretraining.bases.items():
             if base.match_loss_of is None:
                 jobs, index = self._base_search(name, results)
                 wanted += jobs
                 if index is not None:
                     best[name] = index
         for name, index in best.items():
-            for seed in range(self.grid.seeds):
+            for seed in range(self.settings.seeds):
                 chosen[name, seed] = self.pretrain(name, seed, index)
-        for name, base in self.grid.pretraining.bases.items():
+        for name, base in self.settings.pretraining.bases.items():
             target = base.match_loss_of
             if target is None or target not in best:
                 continue
             # the sweep of a matched base is the one of a base with equal settings, stopped at the target's loss
             jobs, index = self._base_search(name, results)
             wanted += jobs
-            for seed in range(self.grid.seeds):
+            for seed in range(self.settings.seeds):
                 record = results(chosen[target, seed])
                 if record is not None and index is not None and math.isfinite(_final_loss(record)):
                     chosen[name, seed] = self.pretrain(name, seed, index, stop_loss=_final_loss(record))
@@ -247,7 +216,7 @@ class ConsistencyStudy:
         place = (base.key, language, arm, index)
         if place in self._made:
             return self._made[place]
-        fine = self.grid.finetuning
+        fine = self.settings.finetuning
         data = {
             "seed": base.seed,
             "base": base,
@@ -267,10 +236,11 @@ class ConsistencyStudy:
 
     def _cells(
         self, chosen: dict[tuple[str, int], Pretrain], results: Results
-    ) -> Iterator[tuple[str, str, str, list[Finetune]]]:
-        """Each (base, language, arm) whose bases are trained, with its jobs as far as known."""
-        for name in self.grid.pretraining.bases:
-            seeds = range(self.grid.seeds)
+    ) -> Iterator[tuple[str, str, str, list[Finetune], list[Finetune]]]:
+        """Each (base, language, arm) whose bases are trained, with its jobs as far as known, and those of the best
+        learning rate once the search is over (one a seed)."""
+        for name in self.settings.pretraining.bases:
+            seeds = range(self.settings.seeds)
             bases = [chosen[name, seed] for seed in seeds if (name, seed) in chosen]
             records = [results(base) for base in bases]
             if any(record is None for record in records) or not all(
@@ -280,8 +250,8 @@ class ConsistencyStudy:
             sound = [base for base, record in zip(bases, records, strict=True) if succeeded(record)]
             if not sound:
                 continue
-            for language in self.grid.finetuning.languages:
-                for arm, spec in self.grid.finetuning.arms.items():
+            for language in self.settings.finetuning.languages:
+                for arm, spec in self.settings.finetuning.arms.items():
 
                     def at(
                         index: int, language: str = language, arm: str = arm, sound: Any = sound
@@ -289,16 +259,16 @@ class ConsistencyStudy:
                         return [self.finetune(base, language, arm, index) for base in sound]
 
                     def score(jobs: list[Finetune]) -> float:
-                        return _mean(self._score(job, results(job)) for job in jobs)
+                        return mean(self._score(job, results(job)) for job in jobs)
 
-                    jobs, _ = _search(spec.sweep, at, score, results)
-                    yield name, language, arm, jobs
+                    jobs, best = search(spec.sweep, at, score, results)
+                    yield name, language, arm, jobs, [] if best is None else at(best)
 
     def _has_no_target(
         self, name: str, seed: int, chosen: dict[tuple[str, int], Pretrain], results: Results
     ) -> bool:
         """Whether a base to be stopped at another's loss will never be trained: the other diverged."""
-        target = self.grid.pretraining.bases[name].match_loss_of
+        target = self.settings.pretraining.bases[name].match_loss_of
         if target is None or (target, seed) not in chosen:
             return False
         record = results(chosen[target, seed])
@@ -307,16 +277,32 @@ class ConsistencyStudy:
     def jobs(self, results: Results) -> Sequence[Job]:
         """Every job wanted, given what is known; more are wanted once a search's results are in."""
         wanted, chosen = self._bases(results)
-        for _, _, _, jobs in self._cells(chosen, results):
+        for _, _, _, jobs, _ in self._cells(chosen, results):
             wanted += jobs
         return list(dict.fromkeys(wanted))
 
-    def table(self, results: Results) -> pd.DataFrame:
-        """Tidy results: one row per job, evaluation step and slice."""
+    def chosen(self, results: Results) -> dict[tuple[str, int], Pretrain]:
+        """(base, seed) -> the pretraining job that stands for it, as far as decided."""
+        return self._bases(results)[1]
+
+    def finetuned(self, results: Results) -> list[FinetunedCell]:
+        """The cells whose learning-rate search is over."""
+        _, chosen = self._bases(results)
+        return [
+            FinetunedCell(base, language, arm, tuple(best), tuple(jobs))
+            for base, language, arm, jobs, best in self._cells(chosen, results)
+            if best
+        ]
+
+    def tables(self, results: Results) -> dict[str, pd.DataFrame]:
+        """``results``: one row per job, evaluation step and slice."""
+        return {"results": self._table(results)}
+
+    def _table(self, results: Results) -> pd.DataFrame:
         wanted, chosen = self._bases(results)
         picked = {job.key for job in chosen.values()}
         labels = {job.key: name for (name, _), job in chosen.items()}
-        for name in self.grid.pretraining.bases:
+        for name in self.settings.pretraining.bases:
             labels |= {job.key: name for job in self._base_search(name, results)[0] if job.key not in labels}
         frames = []
         for job in wanted:
@@ -324,44 +310,13 @@ class ConsistencyStudy:
             if record is not None and isinstance(job, Pretrain):
                 columns = {"base": labels[job.key], "arm": "", "method": "", "language": "pretraining"}
                 frames.append(_frame(job, record, columns | {"chosen": job.key in picked}))
-        for base, language, arm, jobs in self._cells(chosen, results):
+        for base, language, arm, jobs, _ in self._cells(chosen, results):
             for job in jobs:
                 record = results(job)
                 if record is not None:
                     columns = {"base": base, "arm": arm, "method": job.method.kind, "language": language}
                     frames.append(_frame(job, record, columns | {"chosen": False}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _search(
-    sweep: Sweep,
-    at: Callable[[int], list[Any]],
-    score: Callable[[list[Any]], float],
-    results: Results,
-) -> tuple[list[Any], int | None]:
-    """Jobs of a sweep that widens itself, and the best place once all are known (None before, or if all failed)."""
-    places = {index: at(index) for index in range(sweep.count)}
-    for extra in range(sweep.widen + 1):
-        if any(results(job) is None for jobs in places.values() for job in jobs):
-            break
-        scores = {index: score(jobs) for index, jobs in places.items()}
-        finite = {index: value for index, value in scores.items() if math.isfinite(value)}
-        best = max(finite, key=lambda index: (finite[index], -index)) if finite else None
-        at_edge = best is not None and sweep.count > 1 and best in (min(places), max(places))
-        if best is None or not at_edge or extra == sweep.widen:
-            return _in_order(places), best
-        new = best - 1 if best == min(places) else best + 1
-        places[new] = at(new)
-    return _in_order(places), None
-
-
-def _in_order(places: dict[int, list[Any]]) -> list[Any]:
-    return [job for index in sorted(places) for job in places[index]]
-
-
-def _mean(values: Iterator[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
 
 
 def _goal_rows(record: Record, role: str, column: str) -> dict[int, list[float]]:

@@ -10,9 +10,15 @@ import pytest
 from synthetic_results import make_table
 
 from synthlm.bases import judge_bases
-from synthlm.claims import CONSTANTS, SMALLEST_EFFECT, decide, judge
+from synthlm.claims import CONSTANTS
+from synthlm.claims import judge as judge_all
+from synthlm.claims.consistency import OUTCOME_TEXT, SMALLEST_EFFECT
+from synthlm.claims.verdicts import Estimate, decide, to_json, to_markdown, write_claims
 from synthlm.frontier import LEVELS
-from synthlm.verdicts import Estimate, to_json, to_markdown, write_claims
+
+
+def judge(table):
+    return judge_all({"results": table})
 
 
 def verdict_of(claim, **settings):
@@ -27,10 +33,10 @@ def test_a_planted_advantage_is_supported_and_measured(claim):
     assert found.effect.low <= 0.1 * LEVELS.mean() <= found.effect.high
     assert found.effect.n == 3
     secondary = {item.name: item.effect for item in found.secondary}
-    assert secondary["rote"] == pytest.approx(found.effect.effect, abs=1e-9)
-    assert secondary["loss"] == pytest.approx(3 * found.effect.effect, abs=1e-9)
-    assert secondary["kl"] == pytest.approx(2 * found.effect.effect, abs=1e-9)
-    assert secondary["area"] == pytest.approx(0.05, abs=0.01)
+    assert secondary[OUTCOME_TEXT["rote"]] == pytest.approx(found.effect.effect, abs=1e-9)
+    assert secondary[OUTCOME_TEXT["loss"]] == pytest.approx(3 * found.effect.effect, abs=1e-9)
+    assert secondary[OUTCOME_TEXT["kl"]] == pytest.approx(2 * found.effect.effect, abs=1e-9)
+    assert secondary[OUTCOME_TEXT["area"]] == pytest.approx(0.05, abs=0.01)
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2"])
@@ -84,7 +90,7 @@ def test_a_single_seed_has_no_verdict_and_says_so():
     ],
 )
 def test_rule(effect, low, high, n, expected):
-    assert decide(Estimate("x", effect, low, high, n, 0.5))[0] == expected
+    assert decide(Estimate("x", effect, low, high, n, 0.5), SMALLEST_EFFECT)[0] == expected
 
 
 def test_a_failed_base_is_left_out_and_named():
@@ -99,7 +105,7 @@ def test_a_failed_base_is_left_out_and_named():
     table.loc[spoiled & (table["step"] > 0), "accuracy"] = 0.0
     found = judge(table)[0]
     assert found.verdict == "supported"
-    assert {cell.seeds for cell in found.cells if cell.base == "sgd"} == {(0, 2)}
+    assert {cell.details["seeds"] for cell in found.cells if cell.labels["base"] == "sgd"} == {(0, 2)}
     assert any("base sgd failed pretraining (seed 1: accuracy 0.60" in note for note in found.caveats)
     assert any("do not have the same cells" in note for note in found.caveats)
     bases = judge_bases(table)
@@ -108,7 +114,7 @@ def test_a_failed_base_is_left_out_and_named():
 
 def test_a_base_that_failed_in_every_seed_does_not_count():
     found = judge(make_table(failed=[("sgd", seed) for seed in range(3)]))[0]
-    sgd = [cell for cell in found.cells if cell.base == "sgd"]
+    sgd = [cell for cell in found.cells if cell.labels["base"] == "sgd"]
     assert sgd
     assert not any(cell.counted for cell in sgd)
     assert {cell.why for cell in sgd} == {"the base failed pretraining"}
@@ -131,29 +137,29 @@ def test_bases_are_judged_by_the_chosen_run_at_its_last_step():
 
 def test_an_arm_that_never_learns_has_no_common_learning():
     found = verdict_of("C2", never=["lora4-adamw"])
-    out = [cell for cell in found.cells if cell.other == "lora4-adamw"]
+    out = [cell for cell in found.cells if cell.labels["other arm"] == "lora4-adamw"]
     assert out
     assert all(cell.why == "no common learning" and not cell.counted for cell in out)
-    assert all(cell.other_top == pytest.approx(0.15) for cell in out)
+    assert all(cell.details["other_top"] == pytest.approx(0.15) for cell in out)
     assert "other: lora4-adamw" not in {group.name for group in found.groups}
     assert sum("no common learning" in note for note in found.caveats) == len(out)
 
 
 def test_a_control_base_is_shown_but_does_not_count():
     found = verdict_of("C1", bases=["adamw", "adamw-matched", "muon"])
-    control = [cell for cell in found.cells if cell.base == "adamw-matched"]
+    control = [cell for cell in found.cells if cell.labels["base"] == "adamw-matched"]
     assert {cell.why for cell in control} == {"control base"}
-    assert {cell.matched for cell in control} == {"full-adamw"}
+    assert {cell.labels["matched arm"] for cell in control} == {"full-adamw"}
     assert all(cell.estimate.effect > 0.03 for cell in control)
 
 
 def test_claims_set_the_right_arms_against_each_other():
     first, second = judge(make_table())
-    assert {(c.base, c.other) for c in first.cells} == {
+    assert {(c.labels["base"], c.labels["other arm"]) for c in first.cells} == {
         (base, f"full-{other}") for base, other in itertools.permutations(("adamw", "muon", "sgd"), 2)
     }  # fmt: skip
-    assert {c.other for c in second.cells} == {"lora4-adamw", "lora16-adamw", "lora16-muon"}
-    assert {c.matched for c in second.cells if c.base == "muon"} == {"full-muon"}
+    assert {c.labels["other arm"] for c in second.cells} == {"lora4-adamw", "lora16-adamw", "lora16-muon"}
+    assert {c.labels["matched arm"] for c in second.cells if c.labels["base"] == "muon"} == {"full-muon"}
 
 
 def test_verdict_pairs_by_seed():
@@ -179,7 +185,7 @@ def test_order_of_rows_does_not_matter_and_files_parse(tmp_path):
     first = to_json(judge(table), CONSTANTS, "text")
     assert first == to_json(judge(table.sample(frac=1, random_state=0)), CONSTANTS, "text")
     data = json.loads(first)
-    assert data["constants"]["smallest_effect"] == 0.02
+    assert data["constants"]["consistency"]["smallest_effect"] == 0.02
     assert [claim["claim"] for claim in data["claims"]] == ["C1", "C2"]
     assert data["claims"][0]["effect"]["low"] is None
     paths = write_claims(judge(table), CONSTANTS, tmp_path)

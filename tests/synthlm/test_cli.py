@@ -18,34 +18,34 @@ GRID = """
 title = "tiny"
 seeds = 1
 
-[model]
+[consistency.model]
 width = 16
 layers = 1
 heads = 2
 mlp = 32
 
-[pretraining]
+[consistency.pretraining]
 language = { name = "facts", items = 6, alphabet = 8 }
 training = { steps = 60, batch = 16, evaluations = 4 }
 aux = { name = "adamw", lr = 0.02 }
 
-[pretraining.bases.adamw]
+[consistency.pretraining.bases.adamw]
 optimizer = { name = "adamw" }
 sweep = { lowest = 0.02, highest = 0.02, count = 1 }
 
-[pretraining.bases.muon]
+[consistency.pretraining.bases.muon]
 optimizer = { name = "muon" }
 sweep = { lowest = 0.05, highest = 0.05, count = 1 }
 
-[finetuning]
+[consistency.finetuning]
 training = { steps = 20, batch = 16, evaluations = 4 }
 languages.new-facts = { name = "facts", label = "new-facts", tag = 1, items = 6, alphabet = 8 }
 
-[finetuning.arms.full-adamw]
+[consistency.finetuning.arms.full-adamw]
 optimizer = { name = "adamw" }
 sweep = { lowest = 0.005, highest = 0.02, count = 2, widen = 0 }
 
-[finetuning.arms.full-muon]
+[consistency.finetuning.arms.full-muon]
 optimizer = { name = "muon" }
 sweep = { lowest = 0.005, highest = 0.02, count = 2, widen = 0 }
 """

@@ -146,11 +146,11 @@ def test_entries_found_damaged_by_the_table_are_done_again(store: Store) -> None
     run(study, store)
     (store.folder(study.first[1].key) / "metrics.json").write_text("{}")
     fresh = Store(store.root, warn=lambda text: None)
-    summary, table = driver.run_to_table(
+    summary, tables = driver.run_to_tables(
         study, fresh, make_engine("inline", fresh, "cpu", 1, WORKLOAD), Notes()
     )
     assert (summary.done, summary.trained) == (3, 1)
-    assert list(table["name"]) == ["0", "1", "2"]
+    assert list(tables["fake"]["name"]) == ["0", "1", "2"]
 
 
 def test_progress_adds_up(store: Store) -> None:
@@ -274,7 +274,11 @@ def test_two_grids_on_one_store_agree(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     root = tmp_path / "store"
     process = subprocess.Popen(
-        [sys.executable, "-c", GRID, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", GRID, str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # whoever runs the tests in the background may have them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not names(root, "start"):

@@ -13,14 +13,14 @@ import pytest
 
 from synthlm import experiments
 from synthlm.config import InputError, parse
-from synthlm.experiments import PRESETS, ConsistencyGrid, load_grid, study
-from synthlm.experiments.consistency import ConsistencyStudy, Sweep, area, succeeded
+from synthlm.experiments import PRESETS, Suite, load_grid
+from synthlm.experiments.consistency import ConsistencySettings, ConsistencyStudy, area, succeeded
+from synthlm.experiments.sweep import Sweep
 from synthlm.jobs import Finetune, Job, Pretrain
 from synthlm.table import COLUMNS, ordered
 
 FACTS = {"name": "facts", "alphabet": 8, "items": 16, "key_length": 2, "value_length": 1}
 GRID: dict[str, Any] = {
-    "title": "A small study",
     "seeds": 2,
     "model": {"width": 16, "layers": 1, "heads": 2, "mlp": 32},
     "pretraining": {
@@ -57,7 +57,7 @@ MATCHED = {
 
 def make(changes: dict[str, Any] | None = None) -> ConsistencyStudy:
     """The study of the grid with changes given as slash-separated paths."""
-    return study(parse(ConsistencyGrid, changed(GRID, changes or {}), "grid.toml"))
+    return ConsistencyStudy(parse(ConsistencySettings, changed(GRID, changes or {}), "grid.toml"))
 
 
 def changed(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -169,12 +169,18 @@ def rates(jobs: list[Job], **wanted: Any) -> list[float]:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_load_and_want_jobs(name: str) -> None:
     grid = load_grid(name)
-    jobs = study(grid).jobs(lambda job: None)
+    suite = Suite(grid)
+    jobs = suite.jobs(lambda job: None)
     assert jobs
     assert all(isinstance(job, Pretrain) for job in jobs)
     assert len({job.key for job in jobs}) == len(jobs)
-    assert sum(base.sweep.count for base in grid.pretraining.bases.values()) >= len(jobs)
-    assert str(grid.seeds) in study(grid).describe()
+    assert str(grid.seeds) in suite.describe()
+    alone = Suite(grid, ["consistency"])
+    assert list(alone.studies) == ["consistency"]
+    assert grid.consistency is not None
+    assert sum(base.sweep.count for base in grid.consistency.pretraining.bases.values()) >= len(
+        alone.jobs(lambda job: None)
+    )
 
 
 def test_a_preset_and_its_file_are_the_same_grid() -> None:
@@ -183,14 +189,17 @@ def test_a_preset_and_its_file_are_the_same_grid() -> None:
     data = tomllib.loads(path.read_text())
     grid = load_grid("laptop")
     assert grid.seeds == data["seeds"]
-    assert list(grid.finetuning.arms) == list(data["finetuning"]["arms"])
+    assert grid.consistency is not None
+    assert list(grid.consistency.finetuning.arms) == list(data["consistency"]["finetuning"]["arms"])
 
 
 def test_seeds_and_figures_can_be_given_beside_the_grid() -> None:
     grid = load_grid("laptop", seeds=5, figures=["frontier"])
     assert grid.seeds == 5
     assert grid.figures == ("frontier",)
-    assert grid.pretraining == load_grid("laptop").pretraining
+    before = load_grid("laptop").consistency
+    assert before is not None
+    assert grid.consistency == before.model_copy(update={"seeds": 5})
     with pytest.raises(InputError, match="seeds: 0"):
         load_grid("laptop", seeds=0)
 
@@ -210,6 +219,9 @@ def test_an_unknown_preset_is_refused_with_a_near_match(tmp_path: Path, monkeypa
     [
         (b'title = "x"\nseeds = = 3\n', ["g.toml", "line 2"]),
         (b"title = '\xff'\n", ["g.toml", "cannot be read"]),
+        (b"title = 'x'\n", ["g.toml", "no study in it", "consistency"]),
+        (b"title = 'x'\n[consistancy]\n", ["g.toml", "consistancy", "mean 'consistency'"]),
+        (b"title = 'x'\nseeds = 'three'\n[consistency]\n", ["g.toml", "seeds", "'three'", "integer"]),
     ],
 )
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes, words: list[str]) -> None:
@@ -370,7 +382,7 @@ def test_a_base_whose_every_rate_diverges_is_given_up() -> None:
     assert rates(jobs, kind="pretrain", optimizer="sgd") == [0.1, 0.2, 0.4]
     assert rates(jobs, kind="finetune", base="sgd") == []
     assert rates(jobs, kind="finetune", base="adamw", seed=1, arm="full-adamw") == [1e-3, 2e-3, 4e-3]
-    table = ordered(plan.table(world))
+    table = ordered(plan.tables(world)["results"])
     assert set(table[table["optimizer"] == "sgd"]["status"]) == {"diverged"}
 
 
@@ -422,7 +434,7 @@ def test_a_matched_base_stops_at_the_final_loss_of_its_target() -> None:
         assert job.stop_loss == world(target[0]).metrics["loss"][2]  # the last step's goal slice
     cells = {(job.base.key, job.arm) for job in jobs if isinstance(job, Finetune)}
     assert all((job.key, "full-adamw") in cells for job in stopped)
-    table = ordered(plan.table(world))
+    table = ordered(plan.tables(world)["results"])
     chosen = table[(table["kind"] == "pretrain") & table["chosen"]]
     assert chosen.groupby("base")["job"].nunique().to_dict() == {"adamw": 2, "adamw-matched": 2, "sgd": 2}
     assert set(table[table["kind"] == "finetune"]["base"]) == {"adamw", "adamw-matched", "sgd"}
@@ -455,7 +467,7 @@ def test_a_matched_base_may_have_the_settings_of_another() -> None:
     world, plan = World(BEST), make({"pretraining/bases/adamw-matched": same})
     jobs = world.run(plan)
     assert rates(jobs, kind="pretrain", optimizer="adamw", seed=0) == [1e-3, 2e-3, 2e-3, 4e-3]
-    table = ordered(plan.table(world))
+    table = ordered(plan.tables(world)["results"])
     assert not table.duplicated(["job", "step", "role", "slice", "goal"]).any()
     bases = table[table["kind"] == "finetune"].groupby("base")["job"].nunique().to_dict()
     assert bases == {"adamw": 8, "adamw-matched": 8, "sgd": 8}
@@ -514,7 +526,7 @@ def test_success_is_an_accuracy_in_every_goal_slice_at_the_end(accuracy: float, 
 def test_the_table_has_every_result_once() -> None:
     world, plan = World(BEST, diverges=lambda job: job.optimizer.lr == 4e-3), make()
     jobs = world.run(plan)
-    table = plan.table(world)
+    table = plan.tables(world)["results"]
     assert set(table.columns) == set(COLUMNS)
     table = ordered(table)
     assert len(table) == sum(len(world(job).metrics["step"]) for job in jobs)
@@ -546,10 +558,10 @@ def test_the_table_has_every_result_once() -> None:
 
 def test_the_table_of_an_unfinished_study_holds_what_is_known() -> None:
     world, plan = World(BEST), make()
-    assert len(plan.table(world)) == 0
+    assert len(plan.tables(world)["results"]) == 0
     first = plan.jobs(world)[0]
     world.train(first)
-    table = ordered(plan.table(world))
+    table = ordered(plan.tables(world)["results"])
     assert set(table["job"]) == {first.key[:12]}
     assert not table["chosen"].any()
 
@@ -561,7 +573,7 @@ def test_jobs_do_not_depend_on_the_order_in_which_results_came() -> None:
     shuffled.done = dict(reversed(world.done.items()))
     assert plan.jobs(shuffled) == jobs
     assert json.loads(jobs[-1].model_dump_json())["kind"] == "finetune"
-    again = study(parse(ConsistencyGrid, GRID, "again"))
+    again = ConsistencyStudy(parse(ConsistencySettings, GRID, "again"))
     assert [job.key for job in again.jobs(shuffled)] == [job.key for job in jobs]
 
 

@@ -24,6 +24,9 @@ SMALL = {
 }
 
 
+CONSISTENCY = [name for name, module in FIGURES.items() if module.STUDY == "consistency"]
+
+
 class Study:
     def describe(self):
         return "2 seeds <of> everything"
@@ -40,18 +43,18 @@ def hashes(folder):
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     table = make_table(**SMALL)
-    return out, table, write_report(Study(), table, out)
+    return out, table, write_report(Study(), {"results": table}, out)
 
 
 def test_everything_is_there(written):
     out, table, paths = written
     names = {str(path.relative_to(out)) for path in paths}
-    figures = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("csv", "pdf", "png")}
+    figures = {f"figures/{name}.{kind}" for name in CONSISTENCY for kind in ("csv", "pdf", "png")}
     others = {"results.csv", "results.parquet", "figures.json", "claims.md", "claims.json", "report.html"}
     assert names == figures | others == set(hashes(out))
     page = (out / "report.html").read_text()
     assert "2 seeds &lt;of&gt; everything" in page
-    assert page.count("data:image/png;base64,") == len(FIGURES)
+    assert page.count("data:image/png;base64,") == len(CONSISTENCY)
     assert page.count("class='verdict ") == 2
     for name, entry in json.loads((out / "figures.json").read_text()).items():
         assert entry["n"] == 2
@@ -88,24 +91,24 @@ def test_the_second_report_draws_nothing_and_is_equal_to_the_byte(written, monke
     before = hashes(out)
     drawn = []
     monkeypatch.setattr(style, "save", lambda *arguments: drawn.append(arguments))
-    write_report(Study(), table.sample(frac=1, random_state=3), out)
+    write_report(Study(), {"results": table.sample(frac=1, random_state=3)}, out)
     assert hashes(out) == before
     assert not drawn
 
 
 def test_a_damaged_or_outdated_figure_is_drawn_again(tmp_path):
     table = make_table(**SMALL)
-    write_report(None, table, tmp_path, ["pretraining"])
+    write_report(None, {"results": table}, tmp_path, ["pretraining"])
     before = hashes(tmp_path)
     (tmp_path / "figures" / "pretraining.pdf").write_bytes(b"")
-    write_report(None, table, tmp_path, ["pretraining"])
+    write_report(None, {"results": table}, tmp_path, ["pretraining"])
     assert hashes(tmp_path) == before
     (tmp_path / "figures" / "pretraining.png").unlink()
     (tmp_path / "figures.json").write_text("[broken")
-    write_report(None, table, tmp_path, ["pretraining"])
+    write_report(None, {"results": table}, tmp_path, ["pretraining"])
     assert hashes(tmp_path) == before
     changed = table.assign(accuracy=table["accuracy"] * 0.99)
-    write_report(None, changed, tmp_path, ["pretraining"])
+    write_report(None, {"results": changed}, tmp_path, ["pretraining"])
     assert all(hashes(tmp_path)[f"figures/pretraining.{kind}"] != before[f"figures/pretraining.{kind}"]
                for kind in ("csv", "pdf", "png"))  # fmt: skip
 
@@ -113,12 +116,15 @@ def test_a_damaged_or_outdated_figure_is_drawn_again(tmp_path):
 def test_a_new_folder_gives_equal_files(written, tmp_path):
     out, table, _ = written
     names = ["frontier", "forgetting_matrix"]
-    write_report(Study(), table, tmp_path / "again", names)
+    write_report(Study(), {"results": table}, tmp_path / "again", names)
     found, before = hashes(tmp_path / "again"), hashes(out)
     assert {name for name in found if name.startswith("figures/")} == {
         f"figures/{name}.{kind}" for name in names for kind in ("csv", "pdf", "png")
     }
-    assert all(found[name] == before[name] for name in found if name not in ("figures.json", "report.html"))
+    others = ("figures.json", "report.html", "claims.json", "claims.md")
+    assert all(found[name] == before[name] for name in found if name not in others)
+    claims = json.loads((tmp_path / "again" / "claims.json").read_text())["claims"]
+    assert [claim["artifacts"] for claim in claims] == [[*names, "results.csv"]] * 2
 
 
 def test_redraw_needs_the_csv_files_alone(written, tmp_path):
@@ -155,19 +161,19 @@ def test_redraw_refuses_what_it_cannot_read(tmp_path):
 
 def test_a_choice_of_figures(tmp_path):
     table = make_table(**SMALL)
-    paths = write_report(None, table, tmp_path, ["pretraining"])
+    paths = write_report(None, {"results": table}, tmp_path, ["pretraining"])
     assert {path.name for path in paths if path.parent.name == "figures"} == {
         "pretraining.csv", "pretraining.pdf", "pretraining.png",
     }  # fmt: skip
     with pytest.raises(InputError, match="did you mean 'frontier'"):
-        write_report(None, table, tmp_path, ["frontiers"])
+        write_report(None, {"results": table}, tmp_path, ["frontiers"])
 
 
 @pytest.mark.parametrize("which", ["none", "pretraining only"])
 def test_unfinished_studies_are_reported(tmp_path, which):
     table = make_table(**SMALL)
     part = pd.DataFrame() if which == "none" else table[table["kind"] == "pretrain"]
-    write_report(None, part, tmp_path)
+    write_report(None, {"results": part}, tmp_path)
     assert "inconclusive" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "figures" / "pretraining.png").exists() == (which != "none")
     assert not (tmp_path / "figures" / "frontier.png").exists()
@@ -175,8 +181,8 @@ def test_unfinished_studies_are_reported(tmp_path, which):
 
 def test_a_figure_without_data_leaves_no_old_files(tmp_path):
     table = make_table(**SMALL)
-    write_report(None, table, tmp_path, ["frontier"])
-    write_report(None, table[table["kind"] == "pretrain"], tmp_path, ["frontier"])
+    write_report(None, {"results": table}, tmp_path, ["frontier"])
+    write_report(None, {"results": table[table["kind"] == "pretrain"]}, tmp_path, ["frontier"])
     assert not list((tmp_path / "figures").iterdir())
 
 
@@ -191,5 +197,5 @@ def test_the_code_is_part_of_what_makes_a_figure_fresh(written, monkeypatch):
     real = style.save
     monkeypatch.setattr(report, "_code_sha256", lambda name: "other code")
     monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(stem.name) or real(figure, stem))
-    write_report(Study(), table, out, ["frontier"])
+    write_report(Study(), {"results": table}, out, ["frontier"])
     assert drawn == ["frontier"]

@@ -14,14 +14,16 @@ import torch
 
 from synthlm import model as transformer
 from synthlm import training, weights
+from synthlm.config import InputError
 from synthlm.evaluation import Probe, evaluate, log_probabilities
 from synthlm.jobs import Finetune, Full, Job, Pretrain, Training
 from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
+from synthlm.schedules import log_spaced
 from synthlm.store import Store
 from synthlm.tasks import Cipher, Facts, Mixture
-from synthlm.training import Order, final_weights, log_spaced, run_batch
+from synthlm.training import Order, final_weights, run_batch
 
 SEED = secrets.randbits(30)
 MODEL = ModelConfig(vocab=24, length=6, width=16, layers=1, heads=2, mlp=32)
@@ -494,7 +496,7 @@ def test_a_damaged_base_is_refused(store: Store) -> None:
     run_batch([base], store)
     path = store.folder(base.key) / "final.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(training.InputError):
+    with pytest.raises(InputError):
         run_batch([finetune(base)], store)
 
 

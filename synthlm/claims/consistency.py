@@ -7,7 +7,7 @@ seed's effect is the mean over its cells; the verdict is a paired t interval ove
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from synthlm.bases import PASS_ACCURACY, base_optimizers, judge_bases, passed_pairs
+from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
 from synthlm.frontier import (
     LEVELS,
     MINIMUM_TOP,
@@ -25,8 +26,7 @@ from synthlm.frontier import (
     frontiers,
     matched_levels,
 )
-from synthlm.statistics import LEVEL, Paired, holm, paired_difference
-from synthlm.verdicts import CellResult, Estimate, Verdict
+from synthlm.statistics import LEVEL
 
 SMALLEST_EFFECT = 0.02
 """Smallest effect of interest: two points of accuracy on the old language."""
@@ -81,36 +81,70 @@ CONSTANTS = {
     "levels": [float(level) for level in LEVELS],
 }
 
+UNIT = "kept: matched - other"
+
+OUTCOME_TEXT = {
+    "kept": "old accuracy kept, mean over goal slices",
+    "rote": "old accuracy kept, rote slices",
+    "rule": "old accuracy kept, rule slices",
+    "loss": "less rise of the old loss (nats per token)",
+    "kl": "less KL from the base on old inputs (nats per token)",
+    "attained:kept": "old accuracy kept, evaluated points only (no interpolation)",
+    "area": "area under the learning-forgetting frontier (accuracy)",
+}
+
 ARTIFACTS = ("frontier", "forgetting_matrix", "lr_sensitivity", "pretraining", "results.csv")
 
 
-def judge(table: pd.DataFrame) -> list[Verdict]:
-    """A verdict on every claim, from the tidy results table."""
+def judge(tables: Mapping[str, pd.DataFrame]) -> list[Verdict]:
+    """Verdicts on C1 and C2, from the tidy table ``results``; none without it."""
+    if "results" not in tables:
+        return []
+    table = tables["results"]
     found, bases = frontiers(table), judge_bases(table)
     rates = best_rates(found)
     return [_judge(claim, found, bases, rates) for claim in CLAIMS]
 
 
-def decide(effect: Estimate) -> tuple[str, str]:
-    """Verdict and reason by RULE, for an effect with its t interval."""
-    if effect.n == 0:
-        return "inconclusive", "no cell with common learning on a base that passed pretraining"
-    if not math.isfinite(effect.low):
-        return "inconclusive", "a single seed has no interval"
-    if effect.low > 0 and effect.effect >= SMALLEST_EFFECT:
-        return "supported", "the interval lies above 0 and the effect is large enough to matter"
-    if effect.high < 0:
-        return "contradicted", "the interval lies below 0: the effect is reversed"
-    if effect.high < SMALLEST_EFFECT:
-        return "contradicted", f"the interval excludes every effect of at least {SMALLEST_EFFECT:g}"
-    return "inconclusive", "the interval holds both effects that matter and effects that do not"
+@dataclass(frozen=True)
+class Comparison:
+    """The matched arm against another on one base and language. ``counted`` says whether the verdict uses it.
+
+    ``lowest`` and ``highest`` are the ends of the matched levels (rescaled learning; NaN without common
+    learning), ``matched_top`` and ``other_top`` the least learning over seeds that each arm reached at best.
+    """
+
+    base: str
+    language: str
+    matched: str
+    other: str
+    estimate: Estimate
+    seeds: tuple[int, ...]
+    lowest: float
+    highest: float
+    matched_top: float
+    other_top: float
+    counted: bool
+    why: str
+
+    def cell(self) -> Cell:
+        """As a row of the verdict's table."""
+        levels = f"{self.lowest:.2f} to {self.highest:.2f}" if math.isfinite(self.lowest) else "none"
+        labels = {
+            "base": self.base, "language": self.language, "matched arm": self.matched, "other arm": self.other,
+            "learning levels": levels,
+        }  # fmt: skip
+        details = {
+            name: getattr(self, name) for name in ("seeds", "lowest", "highest", "matched_top", "other_top")
+        }
+        return Cell(labels, self.estimate, self.counted, self.why, details)
 
 
 def _judge(claim: Claim, found: Frontiers, bases: pd.DataFrame, rates: pd.DataFrame) -> Verdict:
     passed, optimizers = passed_pairs(bases), base_optimizers(bases)
     outcomes = (*OUTCOMES, "area")
     areas = found.area()
-    cells: list[CellResult] = []
+    cells: list[Comparison] = []
     frames: list[pd.DataFrame] = []
     for key, group in found.cells.groupby(["base", "language"]):
         base, language = map(str, key)
@@ -129,16 +163,16 @@ def _judge(claim: Claim, found: Frontiers, bases: pd.DataFrame, rates: pd.DataFr
     columns = ["seed", "base", "language", "other", *outcomes]
     counted = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     effect = _mean_over_cells(claim.name, counted, "kept")
-    verdict, reason = decide(effect)
-    corrected = iter(holm([cell.estimate.p for cell in cells if cell.counted]))
-    cells = [
-        replace(cell, estimate=replace(cell.estimate, p_holm=next(corrected))) if cell.counted else cell
-        for cell in cells
-    ]
+    verdict, reason = decide(effect, SMALLEST_EFFECT)
+    if effect.n == 0:
+        reason = "no cell with common learning on a base that passed pretraining"
+    corrected = iter(with_holm([cell.estimate for cell in cells if cell.counted]))
+    cells = [replace(cell, estimate=next(corrected)) if cell.counted else cell for cell in cells]
     groups = [estimate for key in ("other", "base", "language") for estimate in _by(counted, key)]
-    secondary = [_mean_over_cells(key, counted, key) for key in outcomes if key != "kept"]
+    secondary = [_mean_over_cells(OUTCOME_TEXT[key], counted, key) for key in outcomes if key != "kept"]
     return Verdict(
-        claim.name, claim.statement, claim.source, verdict, reason, effect, RULE, tuple(cells), tuple(groups),
+        claim.name, claim.statement, claim.source, verdict, reason, effect, UNIT, RULE,
+        tuple(cell.cell() for cell in cells), tuple(groups),
         tuple(estimate for estimate in secondary if estimate.n), ARTIFACTS,
         tuple(_caveats(cells, counted, bases, rates)),
     )  # fmt: skip
@@ -165,7 +199,7 @@ def _at_levels(
 
 def _compare(
     pair: pd.DataFrame, found: Frontiers, areas: NDArray[np.float64], control: bool
-) -> tuple[CellResult, pd.DataFrame]:
+) -> tuple[Comparison, pd.DataFrame]:
     """One cell (its names still empty), and the differences behind it: columns seed and one per outcome.
 
     ``pair``: a row per seed with seed, passed, row_* (positions in ``found.cells``), top_*. Seeds whose base
@@ -190,35 +224,28 @@ def _compare(
         why = "no common learning"
     elif control:
         why = "control base"
-    cell = CellResult(
-        "", "", "", "", _estimate("kept", paired_difference(values["kept"])), tuple(map(int, rows["seed"])),
+    cell = Comparison(
+        "", "", "", "", estimate("kept", values["kept"]), tuple(map(int, rows["seed"])),
         float(common.min()), float(common.max()), float(tops["top_matched"]), float(tops["top_other"]),
         why == "", why,
     )  # fmt: skip
     return cell, values
 
 
-def _estimate(name: str, paired: Paired) -> Estimate:
-    interval = paired.interval
-    return Estimate(name, interval.mean, interval.low, interval.high, interval.n, paired.p)
-
-
 def _mean_over_cells(name: str, counted: pd.DataFrame, outcome: str) -> Estimate:
     per_seed = counted.groupby("seed")[outcome].mean().to_numpy(dtype=float)
-    return _estimate(name, paired_difference(per_seed))
+    return estimate(name, per_seed)
 
 
 def _by(counted: pd.DataFrame, key: str) -> list[Estimate]:
     """The effect within each value of ``key``, Holm-corrected over them."""
-    found = [_mean_over_cells(f"{key}: {value}", rows, "kept") for value, rows in counted.groupby(key)]
-    return [
-        replace(estimate, p_holm=p)
-        for estimate, p in zip(found, holm([estimate.p for estimate in found]), strict=True)
-    ]
+    return with_holm(
+        [_mean_over_cells(f"{key}: {value}", rows, "kept") for value, rows in counted.groupby(key)]
+    )
 
 
 def _caveats(
-    cells: list[CellResult], counted: pd.DataFrame, bases: pd.DataFrame, rates: pd.DataFrame
+    cells: list[Comparison], counted: pd.DataFrame, bases: pd.DataFrame, rates: pd.DataFrame
 ) -> list[str]:
     notes = []
     n = counted["seed"].nunique()

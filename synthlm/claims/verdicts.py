@@ -3,29 +3,18 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-CELL_HEAD = (
-    "base", "language", "matched arm", "other arm", "learning levels", "kept: matched - other", "n",
-    "p (Holm)", "counted",
-)  # fmt: skip
+from numpy.typing import ArrayLike
 
-OUTCOME_TEXT = {
-    "kept": "old accuracy kept, mean over goal slices",
-    "rote": "old accuracy kept, rote slices",
-    "rule": "old accuracy kept, rule slices",
-    "loss": "less rise of the old loss (nats per token)",
-    "kl": "less KL from the base on old inputs (nats per token)",
-    "attained:kept": "old accuracy kept, evaluated points only (no interpolation)",
-    "area": "area under the learning-forgetting frontier (accuracy)",
-}
+from synthlm.statistics import holm, paired_difference
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference over ``n`` seeds, positive when it favours the matched arm; NaN where there is
+    """An effect over ``n`` seeds with its interval, positive when it is what the claim predicts; NaN where there is
     none."""
 
     name: str
@@ -38,32 +27,26 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """One comparison: base, language, matched arm against another. ``counted`` says whether the verdict uses
-    it.
+class Cell:
+    """One comparison behind a verdict. ``counted``: whether the verdict uses it; ``why`` not, else.
 
-    ``lowest`` and ``highest`` are the ends of the matched levels (rescaled learning; NaN without common
-    learning), ``matched_top`` and ``other_top`` the least learning over seeds that each arm reached at best.
+    ``labels``: column -> text, such as base and language; ``details``: further numbers, for ``claims.json``.
     """
 
-    base: str
-    language: str
-    matched: str
-    other: str
+    labels: dict[str, str]
     estimate: Estimate
-    seeds: tuple[int, ...]
-    lowest: float
-    highest: float
-    matched_top: float
-    other_top: float
     counted: bool
-    why: str
+    why: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data say of one claim. ``verdict``: supported, contradicted or inconclusive; ``reason``:
-    why."""
+    """What the data say of one claim.
+
+    verdict: supported, contradicted or inconclusive; reason: why. effect: what the rule looks at; unit: what its number
+    is, and what a positive one means. groups: the effect within parts of the cells; secondary: other outcomes.
+    """
 
     claim: str
     statement: str
@@ -71,12 +54,46 @@ class Verdict:
     verdict: str
     reason: str
     effect: Estimate
+    unit: str
     rule: str
-    cells: tuple[CellResult, ...]
-    groups: tuple[Estimate, ...]
-    secondary: tuple[Estimate, ...]
-    artifacts: tuple[str, ...]
-    caveats: tuple[str, ...]
+    cells: tuple[Cell, ...] = ()
+    groups: tuple[Estimate, ...] = ()
+    secondary: tuple[Estimate, ...] = ()
+    artifacts: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+
+def estimate(name: str, values: ArrayLike) -> Estimate:
+    """The mean of ``values`` [seed] with its t interval and the p of the (paired) t test."""
+    paired = paired_difference(values)
+    interval = paired.interval
+    return Estimate(name, interval.mean, interval.low, interval.high, interval.n, paired.p)
+
+
+def with_holm(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """The estimates with p values corrected over all of them (Holm)."""
+    corrected = holm([item.p for item in estimates])
+    return [replace(item, p_holm=p) for item, p in zip(estimates, corrected, strict=True)]
+
+
+def decide(effect: Estimate, smallest: float) -> tuple[str, str]:
+    """Verdict and reason for an effect whose predicted sign is positive.
+
+    Supported: the interval lies above 0 and the effect is at least ``smallest``, the smallest effect of interest.
+    Contradicted: the interval lies below 0, or below ``smallest``. Otherwise, and with fewer than two seeds:
+    inconclusive.
+    """
+    if effect.n == 0:
+        return "inconclusive", "nothing to compare"
+    if not math.isfinite(effect.low):
+        return "inconclusive", "a single seed has no interval"
+    if effect.low > 0 and effect.effect >= smallest:
+        return "supported", "the interval lies above 0 and the effect is large enough to matter"
+    if effect.high < 0:
+        return "contradicted", "the interval lies below 0: the effect is reversed"
+    if effect.high < smallest:
+        return "contradicted", f"the interval excludes every effect of at least {smallest:g}"
+    return "inconclusive", "the interval holds both effects that matter and effects that do not"
 
 
 def to_json(verdicts: Sequence[Verdict], constants: Mapping[str, Any], study: str = "") -> str:
@@ -103,18 +120,18 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
             "",
             f"{verdict.statement} (Source: {verdict.source})",
             "",
-            f"Effect {signed(verdict.effect)}; {verdict.reason}.",
+            f"Effect ({verdict.unit}): {signed(verdict.effect)}; {verdict.reason}.",
             "",
             f"Rule. {verdict.rule}",
-            "",
-            "| " + " | ".join(CELL_HEAD) + " |",
-            "|---" * len(CELL_HEAD) + "|",
         ]
-        lines += ["| " + " | ".join(row) + " |" for row in cell_rows(verdict)]
+        if verdict.cells:
+            head = cell_head(verdict)
+            lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+            lines += ["| " + " | ".join(row) + " |" for row in cell_rows(verdict)]
         for title, estimates in (("Within", verdict.groups), ("Secondary outcomes", verdict.secondary)):
             if estimates:
                 lines += ["", f"{title}:", ""]
-                lines += [f"- {OUTCOME_TEXT.get(item.name, item.name)}: {signed(item)}" for item in estimates]
+                lines += [f"- {item.name}: {signed(item)}" for item in estimates]
         lines += [
             "",
             "Caveats:" if verdict.caveats else "No caveats.",
@@ -124,12 +141,18 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def cell_head(verdict: Verdict) -> list[str]:
+    """The columns of ``cell_rows``."""
+    labels = dict.fromkeys(name for cell in verdict.cells for name in cell.labels)
+    return [*labels, verdict.unit, "n", "p (Holm)", "counted"]
+
+
 def cell_rows(verdict: Verdict) -> list[list[str]]:
-    """The cells of a verdict as rows of text under CELL_HEAD."""
+    """The cells of a verdict as rows of text under ``cell_head``."""
+    labels = cell_head(verdict)[:-4]
     return [
         [
-            cell.base, cell.language, cell.matched, cell.other,
-            f"{cell.lowest:.2f} to {cell.highest:.2f}" if math.isfinite(cell.lowest) else "none",
+            *[cell.labels.get(name, "") for name in labels],
             signed(cell.estimate, count=False), str(cell.estimate.n), number(cell.estimate.p_holm, ".3g"),
             "yes" if cell.counted else f"no: {cell.why}",
         ]
