@@ -213,9 +213,9 @@ class LanguageObjective(PositionObjective):
         self.tokens = held(tokens)
         """int64 [item, time]"""
         self._scored = held(item * length + time)
-        token_slice = _next_scored(codes, table.scored[items, :length])
-        seen = (token_slice >= 0) & (tokens != PAD)
-        self._seen, self._token_slice = held(seen), held(token_slice[seen])
+        token_slice = next_scored(held(codes), held(table.scored[items, :length]))
+        self._seen = (token_slice >= 0) & (self.tokens != PAD)
+        self._token_slice = token_slice[self._seen]
 
     def log_probabilities(self, flat: Tensor) -> Tensor:
         views = self.layout.views(flat.to(self.dtype))
@@ -244,13 +244,13 @@ class LanguageObjective(PositionObjective):
             yield name, seen[place[name]], self._token_slice
 
 
-def _next_scored(codes: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """[item, time] the code of the first scored position at or after each; -1 where there is none."""
-    out = np.full(codes.shape, -1)
-    following = np.full(len(codes), -1)
-    for t in range(codes.shape[1] - 1, -1, -1):
-        following = np.where(scored[:, t], codes[:, t], following)
-        out[:, t] = following
+def next_scored(codes: Tensor, scored: Tensor) -> Tensor:
+    """``[..., time]`` the code of the first scored position at or after each; -1 where there is none."""
+    out = torch.full_like(codes, -1)
+    following = out[..., 0]
+    for t in range(codes.shape[-1] - 1, -1, -1):
+        following = torch.where(scored[..., t], codes[..., t], following)
+        out[..., t] = following
     return out
 
 

@@ -29,6 +29,7 @@ What an optimizer does to what a model knows: small transformers on synthetic la
 Start here:
   synthlm run-grid smoke --dry-run     what the smallest study would train, in how much time
   synthlm run-grid smoke               run it: tables, figures and verdicts in results/smoke
+  synthlm demo                         a lesson: two optimizers side by side, in under a minute
   synthlm tasks                        the languages; 'synthlm tasks facts' shows sequences
   synthlm train --language facts       one model
   synthlm runs                         what has been trained
@@ -258,6 +259,41 @@ def figures(
         raise InputError(f"folder: {folder} does not exist; 'synthlm run-grid' writes one")
     for path in report.redraw(folder):
         typer.echo(path)
+
+
+@app.command()
+def demo(
+    language: Annotated[str, typer.Option(help="What is learnt; see 'synthlm tasks'.")] = "exceptions",
+    optimizers: Annotated[str, typer.Option(help="One to four, with commas between.")] = "adamw,muon",
+    lrs: Annotated[
+        str | None,
+        typer.Option(help="A learning rate each, with commas between.", show_default="sensible ones"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
+    seed: Annotated[int, typer.Option(help="Seed of the lesson: same seed, same lesson.")] = 0,
+    width: Annotated[int, typer.Option(help="The model's width.")] = 64,
+    layers: Annotated[int, typer.Option(help="The model's layers.")] = 2,
+    settings: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figure of the end state.")] = Path("results/demo"),
+    plain: Annotated[bool, typer.Option("--plain", help="Lines only, also on a terminal.")] = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """The lesson: two optimizers learn regular and irregular verbs side by side, told as it happens.
+
+    \b
+    synthlm demo
+    synthlm demo --optimizers adamw,muon,sgd --lrs 0.003,0.02,0.1 --seed 1
+    synthlm demo --set language.exceptions=240 --width 32
+    synthlm demo --language facts --set language.items=200
+    """
+    from synthlm.demo import run
+    from synthlm.engines import resolve_device
+
+    where = resolve_device(device)
+    sizes = [f"model.width={width}", f"model.layers={layers}"]
+    made = run.plan(language, optimizers, lrs, steps, seed, [*sizes, *(settings or [])], where)
+    console = _console()
+    run.teach(made, out, console, animated=console.is_terminal and not plain)
 
 
 def main() -> None:

@@ -8,10 +8,13 @@ parts, with ``G`` a gradient, ``D`` an update and ``X`` the inputs of the layer:
 - ``norm(step(G)) == 1`` unless G is zero (then the step is zero);
 - ``output_size(X D^T) <= norm(D) * activation_size(X)``: what an update can do to the layer's outputs.
 
+``project`` and ``reach`` serve ascent within a ball of the norm.
+
 The steepest-descent dictionary follows arXiv:2509.26030 (appendix A) and arXiv:2506.15054. All leading axes
 are batch axes; the last two are (out, in) for weights and (token, in) for activations.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -47,6 +50,12 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s.masked_fill_(broken[..., 0], torch.nan),
         vt.masked_fill_(broken, torch.nan),
     )
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """Singular values of each matrix ``[..., m, n] -> [..., k]``, descending, as in :func:`svd` but faster."""
+    x, broken = without_broken(x)
+    return torch.linalg.svdvals(x).masked_fill(broken[..., 0], torch.nan)
 
 
 def without_broken(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +94,14 @@ class Geometry(ABC):
         """The update of norm 1 that descends steepest: ``[..., out, in] -> [..., out, in]``."""
 
     @abstractmethod
+    def project(self, d: Tensor, radius: Tensor) -> Tensor:
+        """The update of norm at most ``radius`` nearest to d in Frobenius norm; ``radius`` is ``[...]`` or ``[]``."""
+
+    @abstractmethod
+    def reach(self, out: int, inner: int) -> float:
+        """Largest Frobenius norm among (out, in) updates of norm 1."""
+
+    @abstractmethod
     def activation_size(self, x: Tensor) -> Tensor:
         """How far an update of norm 1 can move the outputs: ``[..., token, in] -> [...]``."""
 
@@ -107,6 +124,14 @@ class MaxGeometry(Geometry):
     def step(self, g: Tensor) -> Tensor:
         return -sign(g)
 
+    def project(self, d: Tensor, radius: Tensor) -> Tensor:
+        """Clips entries."""
+        limit = radius[..., None, None]
+        return torch.maximum(torch.minimum(d, limit), -limit)
+
+    def reach(self, out: int, inner: int) -> float:
+        return math.sqrt(out * inner)
+
     def activation_size(self, x: Tensor) -> Tensor:
         """Mean over tokens of the l1 norm."""
         return x.abs().sum(-1).mean(-1)
@@ -122,14 +147,22 @@ class SpectralGeometry(Geometry):
     name = "spectral"
 
     def norm(self, d: Tensor) -> Tensor:
-        return svd(d)[1][..., 0]
+        return singular_values(d)[..., 0]
 
     def dual(self, g: Tensor) -> Tensor:
         """The nuclear norm: the sum of the singular values."""
-        return svd(g)[1].sum(-1)
+        return singular_values(g).sum(-1)
 
     def step(self, g: Tensor) -> Tensor:
         return -polar(g)
+
+    def project(self, d: Tensor, radius: Tensor) -> Tensor:
+        """Clips singular values."""
+        u, s, vt = svd(d)
+        return ((u * torch.minimum(s, radius[..., None])[..., None, :]) @ vt).to(d.dtype)
+
+    def reach(self, out: int, inner: int) -> float:
+        return math.sqrt(min(out, inner))
 
     def activation_size(self, x: Tensor) -> Tensor:
         """Mean over tokens of the l2 norm."""
@@ -155,9 +188,17 @@ class FrobeniusGeometry(Geometry):
         size = self.norm(g)[..., None, None]
         return -g / size.masked_fill(size == 0, 1)
 
+    def project(self, d: Tensor, radius: Tensor) -> Tensor:
+        """Scales down."""
+        size = self.norm(d)
+        return d * torch.where(size > radius, radius / size, torch.ones_like(size))[..., None, None]
+
+    def reach(self, out: int, inner: int) -> float:
+        return 1.0
+
     def activation_size(self, x: Tensor) -> Tensor:
         """The operator norm of X."""
-        return svd(x)[1][..., 0]
+        return singular_values(x)[..., 0]
 
     def output_size(self, y: Tensor) -> Tensor:
         """The Frobenius norm over tokens and outputs."""

@@ -19,8 +19,10 @@ from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
 from synthlm.perturbation import Perturbation
 from synthlm.probes import AnyAnalysis
+from synthlm.recording import EdgeConfig
 from synthlm.schedules import ScheduleConfig, log_spaced
 from synthlm.tasks import AnyLanguage, LanguageConfig, sizes
+from synthlm.weights import Layout
 
 SCHEMA = 1
 """Raised when the meaning of a field or the arithmetic of a job changes: old results are then no longer served."""
@@ -28,13 +30,15 @@ SCHEMA = 1
 
 class Training(Config):
     """How long and how often. ``evaluations`` and ``checkpoints`` count log-spaced steps between 1 and ``steps``;
-    ``evaluate_every`` so many steps the model is evaluated besides. ``perturb``: where gradients are taken."""
+    ``evaluate_every`` so many steps the model is evaluated besides. ``perturb``: where gradients are taken.
+    ``edge``: what is recorded of the trajectory of the weights."""
 
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float | None = Field(None, gt=0)
     perturb: Perturbation | None = None
+    edge: EdgeConfig | None = None
     evaluations: int = Field(12, ge=2)
     evaluate_every: int | None = Field(None, ge=1)
     checkpoints: int = Field(0, ge=0)
@@ -95,7 +99,7 @@ class _Job(Config):
                 fixed = {k: v for k, v in data[name]["hyper"].items() if not isinstance(v, float)}
                 data[name] = {"name": data[name]["name"], "hyper": fixed}
         data.pop("seed")
-        return canonical_json(data)
+        return canonical_json(_without_draws(data))
 
 
 class Pretrain(_Job):
@@ -117,12 +121,13 @@ class Pretrain(_Job):
     @model_validator(mode="after")
     def _fits(self) -> "Pretrain":
         _check_fit(self.model, self.language)
+        _check_edge(self.training, self.model.layout)
         return self
 
     @field_validator("aux")
     @classmethod
     def _aux_rule(cls, value: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
-        return _element_wise(value)
+        return element_wise(value)
 
     @cached_property
     def shape(self) -> str:
@@ -136,11 +141,13 @@ class Pretrain(_Job):
     @property
     def disk(self) -> int:
         """Bytes kept, roughly."""
-        return 4 * self.model.layout.size * (1 + self.training.checkpoints) + 30_000
+        return _disk(self.training, self.model.layout.size)
 
     @property
     def label(self) -> str:
-        return f"pretrain {self.optimizer.name} lr {self.optimizer.lr:.3g} seed {self.seed}"
+        perturb = self.training.perturb
+        how = "" if perturb is None else f" {perturb.label}"
+        return f"pretrain {self.optimizer.name}{how} lr {self.optimizer.lr:.3g} seed {self.seed}"
 
 
 class Finetune(_Job):
@@ -163,12 +170,13 @@ class Finetune(_Job):
                 lora.targets(self.method, self.base.model.layout)
             except InputError as error:
                 raise ValueError(f"method.{error}") from None
+        _check_edge(self.training, self.trained)
         return self
 
     @field_validator("aux")
     @classmethod
     def _aux_rule(cls, value: OptimizerConfig | None, info: ValidationInfo) -> OptimizerConfig | None:
-        return value and _element_wise(value)
+        return value and element_wise(value)
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -198,9 +206,15 @@ class Finetune(_Job):
     @property
     def disk(self) -> int:
         """Bytes kept, roughly."""
-        layout = self.model.layout
-        size = lora.layout(self.method, layout).size if isinstance(self.method, LoraConfig) else layout.size
-        return 4 * size * (1 + self.training.checkpoints) + 30_000
+        return _disk(self.training, self.trained.size)
+
+    @property
+    def trained(self) -> Layout:
+        """The parameters that move."""
+        layout = self.base.model.layout
+        if isinstance(self.method, LoraConfig):
+            return lora.layout(self.method, layout)
+        return layout if self.aux is not None else layout.only("matrix")
 
     @property
     def arm(self) -> str:
@@ -301,6 +315,16 @@ def job_from_json(text: str) -> Job:
     return parse(KINDS[kind], data, "job")
 
 
+def _without_draws(data: Any) -> Any:
+    """Settings without the draws of subsets in them: which items are trained on differs along a run axis, as data do."""
+    if isinstance(data, list):
+        return [_without_draws(value) for value in data]
+    if not isinstance(data, dict):
+        return data
+    skip = "draw" if data.get("name") == "subset" else None
+    return {name: _without_draws(value) for name, value in data.items() if name != skip}
+
+
 def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
     vocab, length = sizes(language)
     if vocab > model.vocab:
@@ -309,7 +333,28 @@ def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
         raise ValueError(f"model.length: {model.length} is too short for sequences of {length} tokens")
 
 
-def _element_wise(value: OptimizerConfig) -> OptimizerConfig:
+def _check_edge(training: Training, trained: Layout) -> None:
+    try:
+        if training.edge is not None:
+            training.edge.check(trained)
+    except InputError as error:
+        raise ValueError(f"training.edge.{error}") from None
+
+
+def _disk(training: Training, size: int) -> int:
+    """Bytes that a training keeps, roughly."""
+    edge = training.edge
+    modes = 0 if edge is None else edge.modes
+    rows = 0 if edge is None else training.steps // edge.every * len(edge.sets) * (edge.window + 4)
+    return 4 * size * (1 + training.checkpoints * (1 + modes)) + 30_000 + 20 * rows
+
+
+def element_wise(value: OptimizerConfig) -> OptimizerConfig:
+    """Refuse a rule for matrices as the optimizer of the aux group.
+
+    Raises:
+        ValueError: naming the rule.
+    """
     if value.rule.matrix_only:
         raise ValueError(
             f"{value.name!r} works on matrices only; embeddings, head and gains need another optimizer"

@@ -165,13 +165,16 @@ def _block(
         )
         for which in "QKV"
     )
-    if rotation is not None:
-        q, k = _rotate(q, *rotation), _rotate(k, *rotation)
     runs = x.shape[0]
     q, k, v = (
         _tap_heads(tap, f"{name}attn.hook_{which}", value, runs)
         for which, value in zip("qkv", (q, k, v), strict=True)
     )
+    if rotation is not None:
+        q, k = (
+            _tap_heads(tap, f"{name}attn.hook_rot_{which}", _rotate(value, *rotation), runs)
+            for which, value in zip("qk", (q, k), strict=True)
+        )
     if attention == "fused":
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:

@@ -27,6 +27,7 @@ from synthlm.evaluation import Probe, evaluate, log_probabilities
 from synthlm.jobs import Finetune, Pretrain, Trained
 from synthlm.lora import LoraConfig
 from synthlm.optimizers import GroupOptimizer, OptimizerConfig
+from synthlm.recording import EDGE, EdgeRecorder
 from synthlm.seeds import numpy_generator, torch_generator
 from synthlm.tasks import IGNORE, Language, LanguageConfig, build
 from synthlm.weights import Group, Layout
@@ -158,6 +159,8 @@ class _Loop:
         if isinstance(first, Pretrain) and first.stop_loss is not None:
             self.evaluate_at |= set(range(0, self.training.steps, max(1, self.training.steps // 100)))
         self.save_at = set(self.training.checkpoint_steps)
+        edge = self.training.edge
+        self.edge = None if edge is None else EdgeRecorder(edge, self.trainable.layout, len(jobs), device)
 
     def _stack(self, arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device)
@@ -221,9 +224,11 @@ class _Loop:
                 self.base_log_p = log_probabilities(self.model, self.base_views, self.probes["old"])
         if self.step == 0:
             self._evaluate()
+            self._record()
         while self.step < steps and not self._all_ended():
             self._train_step()
             self.step += 1
+            self._record()
             if self.step in self.evaluate_at:
                 self._evaluate()
             if self.step in self.save_at:
@@ -283,6 +288,15 @@ class _Loop:
         ]
         return torch.stack(rows).to(self.device)
 
+    def _record(self) -> None:
+        """Take the weights of this step into the edge's trace."""
+        if self.edge is None or not self.edge.due(self.step):
+            return
+        factor = schedules.factor(max(0, self.step - 1), self.training.steps, self.training.schedule)
+        rates = (self.groups[0][1] * factor).tolist()
+        going = [r for r, run in enumerate(self.runs) if run.ended_at is None]
+        self.edge.record(self.step, self.trainable.flat, rates, going)
+
     def _all_ended(self) -> bool:
         return all(run.ended_at is not None for run in self.runs)
 
@@ -326,6 +340,8 @@ class _Loop:
                 continue
             path = self.store.partial(run.job.key) / _checkpoint_name(self.step)
             weights.save(path, self.trainable.flat[r], self.trainable.layout)
+            if self.edge is not None:
+                self.edge.save_modes(path.with_name(modes_name(self.step)), r)
 
     def _save(self) -> None:
         """Write a resume point for each run: weights, optimizer state and history in one file, renamed into place."""
@@ -340,6 +356,9 @@ class _Loop:
                 "diverged_at": run.diverged_at,
                 "stopped_at": run.stopped_at,
             }
+            if self.edge is not None:
+                tensors |= self.edge.tensors(r)
+                history[EDGE] = self.edge.columns[r]
             path = self.store.partial(run.job.key) / RESUME
             aside = path.with_suffix(".writing")
             text = json.dumps(history)
@@ -371,6 +390,8 @@ class _Loop:
             ]
             stacked = optimizers.stack(cuts)
             self.state[g] = {name: value.to(self.device) for name, value in stacked.items()}
+        if self.edge is not None:
+            self.edge.restore([tensors for tensors, _ in points], [history[EDGE] for _, history in points])
 
     def _final(self, r: int) -> Tensor:
         final = self.runs[r].final
@@ -382,8 +403,11 @@ class _Loop:
         end = run.ended_at if run.ended_at is not None else self.step
         status = "done" if run.diverged_at is None else "diverged"
         weights.save(folder / FINAL, self._final(r), self.trainable.layout)
-        for path in sorted(partial.glob("step-*.safetensors")):
+        for path in sorted([*partial.glob("step-*.safetensors"), *partial.glob("modes-*.safetensors")]):
             path.replace(folder / path.name)
+        if self.edge is not None:
+            table = json.dumps(self.edge.columns[r], allow_nan=False)
+            (folder / f"{EDGE}.json").write_text(table + "\n")
         (folder / "config.json").write_text(run.job.model_dump_json(indent=1) + "\n")
         (folder / "metrics.json").write_text(json.dumps(run.rows, allow_nan=False) + "\n")
         manifest = {
@@ -459,3 +483,8 @@ def weights_at(job: Trained, store: JobStore, step: int | None) -> Tensor:
 
 def _checkpoint_name(step: int) -> str:
     return f"step-{step:07d}.safetensors"
+
+
+def modes_name(step: int) -> str:
+    """File of the leading modes that were kept with the checkpoint of a step."""
+    return f"modes-{step:07d}.safetensors"

@@ -133,12 +133,17 @@ def load(path: Path, layout: Layout) -> Tensor:
     """Read one run's weights as a flat ``[param]`` tensor.
 
     Raises:
-        InputError: when the file is missing or damaged, or holds other names or shapes than the layout.
+        InputError: when the file is missing or damaged, or holds other names, shapes or types than the layout (float32).
     """
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"checkpoint {path}: cannot be read ({error})") from None
+    wrong_type = next((name for name, tensor in tensors.items() if tensor.dtype != torch.float32), None)
+    if wrong_type is not None:
+        raise InputError(
+            f"checkpoint {path}: {wrong_type} is {tensors[wrong_type].dtype}; allowed: torch.float32"
+        )
     expected = {entry.name: entry.shape for entry in layout.entries}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:

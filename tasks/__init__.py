@@ -5,30 +5,46 @@ from typing import Annotated
 
 from pydantic import Field
 
+from synthlm.tasks.automaton import Automaton
+from synthlm.tasks.biographies import Biographies
+from synthlm.tasks.canaries import Canaries
 from synthlm.tasks.cipher import Cipher
+from synthlm.tasks.dyck import Dyck
 from synthlm.tasks.exceptions import Exceptions
 from synthlm.tasks.facts import Facts
 from synthlm.tasks.language import IGNORE, Language, LanguageConfig, SingleConfig, Table
 from synthlm.tasks.mixture import AnySingle, Mixture
 from synthlm.tasks.modular import Modular
+from synthlm.tasks.pcfg import Pcfg
+from synthlm.tasks.random_strings import Strings
+from synthlm.tasks.recall import Recall
+from synthlm.tasks.routing import Routing
 from synthlm.tasks.show import Description, describe, render
 from synthlm.tasks.strings import Copy, Reverse, Sort
+from synthlm.tasks.subset import Subset
 
 LANGUAGES: dict[str, type[LanguageConfig]] = {
     "facts": Facts,
+    "strings": Strings,
+    "biographies": Biographies,
     "cipher": Cipher,
     "modular": Modular,
     "reverse": Reverse,
     "sort": Sort,
     "copy": Copy,
+    "recall": Recall,
+    "automaton": Automaton,
+    "dyck": Dyck,
+    "pcfg": Pcfg,
+    "routing": Routing,
     "exceptions": Exceptions,
     "mixture": Mixture,
+    "subset": Subset,
+    "canaries": Canaries,
 }
 """Every language by name; each builds with its defaults."""
 
-AnyLanguage = Annotated[
-    Facts | Cipher | Modular | Reverse | Sort | Copy | Exceptions | Mixture, Field(discriminator="name")
-]
+AnyLanguage = Annotated[AnySingle | Mixture | Canaries, Field(discriminator="name")]
 """For fields of settings: any language, chosen by ``name``."""
 
 
@@ -49,18 +65,27 @@ __all__ = [
     "LANGUAGES",
     "AnyLanguage",
     "AnySingle",
+    "Automaton",
+    "Biographies",
+    "Canaries",
     "Cipher",
     "Copy",
     "Description",
+    "Dyck",
     "Exceptions",
     "Facts",
     "Language",
     "LanguageConfig",
     "Mixture",
     "Modular",
+    "Pcfg",
+    "Recall",
     "Reverse",
+    "Routing",
     "SingleConfig",
     "Sort",
+    "Strings",
+    "Subset",
     "Table",
     "build",
     "describe",

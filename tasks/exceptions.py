@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from synthlm.tasks.assembly import assemble
 from synthlm.tasks.cipher import CipherRule
-from synthlm.tasks.language import Count, Integers, Language, SingleConfig, assemble
+from synthlm.tasks.language import Count, Integers, Language, SingleConfig
 from synthlm.tasks.modular import ModularRule
 
 REGULAR, HELDOUT, EXCEPTION = 0, 1, 2
@@ -68,6 +69,14 @@ class Exceptions(SingleConfig):
             bits=which + self.exceptions * math.log2(drawn.values**width - 1),
             rule_bits=drawn.rule_bits,
         )
+
+    def bits_of(self, language: Language, kept: Integers) -> float:
+        """Bits of some of the training items: which of them are exceptions, and the answers of these."""
+        total, odd = len(language.train.key), int((language.train.item_slice[kept] == EXCEPTION).sum())
+        which = math.log2(math.comb(total, self.exceptions))
+        answer = (language.bits - which) / self.exceptions
+        # the other half of which: the ways to place the exceptions among the keys left out
+        return which - math.log2(math.comb(total - len(kept), self.exceptions - odd)) + odd * answer
 
 
 def _nonzero(generator: np.random.Generator, count: int, values: int, width: int) -> Integers:

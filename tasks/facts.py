@@ -6,8 +6,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from synthlm.tasks.assembly import assemble
 from synthlm.tasks.keys import distinct_strings
-from synthlm.tasks.language import Count, Floats, Language, SingleConfig, assemble
+from synthlm.tasks.language import Count, Floats, Language, SingleConfig
 
 
 class Facts(SingleConfig):

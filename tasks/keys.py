@@ -1,4 +1,7 @@
-"""Distinct random keys."""
+"""Distinct random keys, and how many bits a set of them holds."""
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,3 +34,22 @@ def covering_strings(generator: np.random.Generator, count: int, alphabet: int, 
     strings = np.concatenate([cover, distinct_strings(generator, count, alphabet, length)])
     first = np.unique(strings, axis=0, return_index=True)[1]
     return strings[np.sort(first)][:count]
+
+
+def first_distinct(draw: Callable[[int], Integers], count: int) -> Integers:
+    """The first ``count`` distinct rows of a stream of independent draws; ``draw(n)`` gives n rows more.
+
+    There must be that many. So rows come out in the order of sampling without replacement, each time in proportion to
+    what the draws' distribution gives to the rows that are left.
+    """
+    rows = draw(count)
+    while True:
+        first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+        if len(first) >= count:
+            return rows[first[:count]]
+        rows = np.concatenate([rows[first], draw(count)])
+
+
+def log2_sets(space: int, count: int) -> float:
+    """Bits of a uniform random set of ``count`` among ``space`` things: log2 binomial(space, count)."""
+    return math.fsum(math.log2(space - i) - math.log2(i + 1) for i in range(count))

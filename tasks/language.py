@@ -1,8 +1,8 @@
 """What a language is: token sequences, which of their tokens are scored, and the exact truth about them.
 
-A sequence is ``tag, prompt symbols, SEP, answer symbols``. Only the answer is scored: prompts are random, so
-that nothing can be learnt about them, and padding is no data. Token ids 0..15 are special, symbol ``s`` is
-``16 + s``.
+Most sequences are ``tag, prompt symbols, SEP, answer symbols``, of which the answer alone is scored: prompts are
+random, so that nothing can be learnt about them. In others (strings, dyck, pcfg) every symbol after the tag is scored.
+Padding is no data. Token ids 0..15 are special, symbol ``s`` is ``16 + s``.
 """
 
 import abc
@@ -40,9 +40,10 @@ class Table:
 
     tokens: [item, time] input token ids. targets: [item, time] next token, ``IGNORE`` where unscored.
     slices: [item, time] index into ``Language.slices``, -1 where unscored. weight: [item] sampling
-    probability. floor: [item, time] smallest expected loss, in nats, of a model that knows the whole
-    language; 0 where unscored. key: [item] identity of the prompt (tag included) within the language: equal
-    numbers, equal prompts.
+    probability. floor: [item, time] nats that the best possible model spends on this target, given what came before
+    it: -ln of its true probability, 0 where it can be known. Of training items that model knows the rule and the list
+    of training items by heart, of held-out items the rule alone. 0 where unscored. key: [item] identity of the prompt
+    within the language: equal numbers, equal prompts (equal sequences, where all of it is scored).
     """
 
     tokens: Integers
@@ -63,7 +64,7 @@ class Table:
 
     @property
     def item_slice(self) -> Integers:
-        """[item] the slice of each item (every scored position of an item is in the same slice)."""
+        """[item] the slice of each item; where its positions are of several slices, the last of these."""
         return self.slices.max(axis=1)
 
     def take(self, items: Integers) -> "Table":
@@ -102,9 +103,9 @@ class Language:
         for table in (self.train, self.probe):
             _check_table(table, self)
         heldout = [index for index, name in enumerate(self.slices) if name.endswith("/heldout")]
-        if np.isin(self.train.item_slice, heldout).any():
+        if np.isin(self.train.slices, heldout).any():
             raise ValueError("a held-out item is among the training items")
-        hidden = self.probe.key[np.isin(self.probe.item_slice, heldout)]
+        hidden = self.probe.key[np.isin(self.probe.slices, heldout).any(axis=1)]
         if np.isin(hidden, self.train.key).any():
             raise ValueError("a held-out prompt is also a training prompt")
         if len(np.unique(self.train.key)) != len(self.train.key):
@@ -161,6 +162,11 @@ class LanguageConfig(Config, abc.ABC):
 
     name: str
 
+    @property
+    @abc.abstractmethod
+    def tags(self) -> dict[int, str]:
+        """Tag -> label of the sequences marked by it."""
+
     @abc.abstractmethod
     def build(self, seed: int) -> Language:
         """Draw the language; equal settings and seeds give equal arrays, in every process."""
@@ -181,68 +187,22 @@ class SingleConfig(LanguageConfig):
     alphabet: int = Field(default=64, ge=2, le=4096)
     probe: Count | None = 1024
 
+    @property
+    def tags(self) -> dict[int, str]:
+        """Tag -> label of the sequences marked by it."""
+        return {self.tag: self.label}
+
     def generators(self, seed: int) -> Generators:
         """One generator a purpose; the rule, say, does not depend on how many items are drawn."""
         return partial(numpy_generator, seed, "language", self.label, self.tag)
 
+    def bits_of(self, language: Language, kept: Integers) -> float:
+        """Bits of some of the training items (their indices), a uniform random choice, given the rule.
+
+        As it stands, for languages whose items hold equally many bits each, independently of each other.
+        """
+        return language.bits * len(kept) / len(language.train.key)
+
     def fresh(self, tag: int, label: str) -> Self:
         """The same kind of language under another tag and label, hence drawn anew: something new to learn."""
         return type(self).model_validate(self.model_dump() | {"tag": tag, "label": label})
-
-
-def assemble(
-    config: SingleConfig,
-    *,
-    prompts: Integers,
-    answers: Integers,
-    item_slice: Integers,
-    goals: Mapping[str, str],
-    train_items: int,
-    bits: float,
-    rule_bits: float,
-    weight: Floats | None = None,
-) -> Language:
-    """Make the language of given prompts [item, key] and answers [item, value], both as symbols from 0.
-
-    The first ``train_items`` items are for training, with sampling probabilities ``weight`` (equal by
-    default); the rest is held out. ``item_slice`` [item] indexes ``goals``, whose names lack the label.
-    Answers are functions of prompts here, so every floor is 0: whoever knows the whole language knows each
-    scored token.
-    """
-    items, width = prompts.shape
-    column = np.ones((items, 1), dtype=np.int64)
-    tag = column * (FIRST_TAG + config.tag)
-    sequence = np.hstack([tag, FIRST_SYMBOL + prompts, column * SEP, FIRST_SYMBOL + answers])
-    targets = sequence[:, 1:].copy()
-    targets[:, : width + 1] = IGNORE
-    everything = Table(
-        tokens=sequence[:, :-1].copy(),
-        targets=targets,
-        slices=np.where(targets == IGNORE, -1, item_slice[:, None]),
-        weight=np.full(items, 1.0 / items),
-        floor=np.zeros(targets.shape),
-        key=np.unique(prompts, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64),
-    )
-    train = everything.take(np.arange(train_items))
-    if weight is not None:
-        train = Table(train.tokens, train.targets, train.slices, weight, train.floor, train.key)
-    chosen = [_spread(np.flatnonzero(item_slice == index), config.probe) for index in range(len(goals))]
-    named = {f"{config.label}/{name}": goal for name, goal in goals.items()}
-    return Language(
-        config=config,
-        vocab=FIRST_SYMBOL + config.alphabet,
-        length=targets.shape[1],
-        slices=tuple(named),
-        goals=named,
-        train=train,
-        probe=everything.take(np.concatenate(chosen)),
-        bits=bits,
-        rule_bits=rule_bits,
-    )
-
-
-def _spread(items: Integers, most: int | None) -> Integers:
-    """At most ``most`` of the items, evenly spaced: of items by frequency, frequent and rare ones."""
-    if most is None or len(items) <= most:
-        return items
-    return items[np.arange(most) * len(items) // most]

@@ -6,15 +6,37 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from synthlm.tasks.automaton import Automaton
+from synthlm.tasks.biographies import Biographies
 from synthlm.tasks.cipher import Cipher
+from synthlm.tasks.dyck import Dyck
 from synthlm.tasks.exceptions import Exceptions
 from synthlm.tasks.facts import Facts
-from synthlm.tasks.language import FIRST_SYMBOL, IGNORE, PAD, Integers, Language, LanguageConfig, Table
+from synthlm.tasks.language import IGNORE, PAD, Integers, Language, LanguageConfig, Table
 from synthlm.tasks.modular import Modular
+from synthlm.tasks.pcfg import Pcfg
+from synthlm.tasks.random_strings import Strings
+from synthlm.tasks.recall import Recall
+from synthlm.tasks.routing import Routing
 from synthlm.tasks.strings import Copy, Reverse, Sort
+from synthlm.tasks.subset import Subset
 
 AnySingle = Annotated[
-    Facts | Cipher | Modular | Reverse | Sort | Copy | Exceptions,
+    Facts
+    | Strings
+    | Biographies
+    | Cipher
+    | Modular
+    | Reverse
+    | Sort
+    | Copy
+    | Recall
+    | Automaton
+    | Dyck
+    | Pcfg
+    | Routing
+    | Exceptions
+    | Subset,
     Field(discriminator="name"),
 ]
 """Any language that is no mixture, chosen by ``name``."""
@@ -48,6 +70,11 @@ class Mixture(LanguageConfig):
         return self
 
     @property
+    def tags(self) -> dict[int, str]:
+        """Tag -> label of every part."""
+        return {part.tag: part.label for part in self.parts}
+
+    @property
     def alphabet(self) -> int:
         """The largest alphabet of a part."""
         return max(part.alphabet for part in self.parts)
@@ -60,29 +87,29 @@ class Mixture(LanguageConfig):
 
     def build(self, seed: int) -> Language:
         """Draw every part (each as it would be alone) and join them."""
-        parts = [part.build(seed) for part in self.parts]
-        length = max(part.length for part in parts)
-        goals = {name: goal for part in parts for name, goal in part.goals.items()}
-        probe = _join([part.probe for part in parts], parts, length)
-        items = len(probe.key)
-        return Language(
-            config=self,
-            vocab=FIRST_SYMBOL + self.alphabet,
-            length=length,
-            slices=tuple(goals),
-            goals=goals,
-            train=_join([part.train for part in parts], parts, length, self.shares),
-            probe=probe.take(np.arange(items)),
-            bits=sum(part.bits for part in parts),
-            rule_bits=sum(part.rule_bits for part in parts),
-        )
+        return join(self, [part.build(seed) for part in self.parts], self.shares)
 
 
-def _join(
-    tables: Sequence[Table], parts: Sequence[Language], length: int, shares: Sequence[float] | None = None
-) -> Table:
-    """Stack tables (one a part); ``shares`` are the parts' probabilities, equal by default."""
-    shares = shares or [1.0 / len(parts)] * len(parts)
+def join(config: LanguageConfig, parts: Sequence[Language], shares: Sequence[float]) -> Language:
+    """One language of several with distinct tags and labels; ``shares`` are their probabilities in training."""
+    length = max(part.length for part in parts)
+    goals = {name: goal for part in parts for name, goal in part.goals.items()}
+    probe = _join([part.probe for part in parts], parts, length, [1.0 / len(parts)] * len(parts))
+    return Language(
+        config=config,
+        vocab=max(part.vocab for part in parts),
+        length=length,
+        slices=tuple(goals),
+        goals=goals,
+        train=_join([part.train for part in parts], parts, length, shares),
+        probe=probe.take(np.arange(len(probe.key))),
+        bits=sum(part.bits for part in parts),
+        rule_bits=sum(part.rule_bits for part in parts),
+    )
+
+
+def _join(tables: Sequence[Table], parts: Sequence[Language], length: int, shares: Sequence[float]) -> Table:
+    """Stack tables (one a part); ``shares`` are the parts' probabilities."""
     slices: list[Integers] = []
     keys: list[Integers] = []
     first_slice = first_key = 0

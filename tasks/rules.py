@@ -8,8 +8,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from synthlm.config import Config
+from synthlm.tasks.assembly import assemble
 from synthlm.tasks.keys import distinct_strings
-from synthlm.tasks.language import Count, Generators, Integers, Language, SingleConfig, assemble
+from synthlm.tasks.language import Count, Generators, Integers, Language, SingleConfig
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,26 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from synthlm.tasks.language import FIRST_SYMBOL, FIRST_TAG, PAD, SEP, Language, SingleConfig
-from synthlm.tasks.mixture import Mixture
+from synthlm.tasks.language import FIRST_SYMBOL, FIRST_TAG, SEP, Language
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence as text. prompt and separator: not scored; answer: scored."""
+    """One sequence as text: its tokens, each with whether it is scored. slice: of its last scored token."""
 
     slice: str
-    prompt: str
-    answer: str
+    words: tuple[tuple[str, bool], ...]
+
+    @property
+    def text(self) -> str:
+        """The tokens, with spaces between."""
+        return " ".join(word for word, _ in self.words)
 
 
 @dataclass(frozen=True)
 class SliceRow:
-    """One slice. share: probability that a training sequence is of it. floor: mean nats a scored token."""
+    """One slice. Items: those with a position in it. share: of the scored tokens of training, by how often each is
+    drawn. floor: mean nats a scored token of the probe."""
 
     name: str
     goal: str
@@ -55,23 +59,25 @@ def describe(language: Language, samples: int = 4) -> Description:
     train, probe = language.train, language.probe
     rows: list[SliceRow] = []
     shown: list[Sample] = []
+    mass = (train.scored * train.weight[:, None]).sum()
     for index, name in enumerate(language.slices):
-        items = np.flatnonzero(probe.item_slice == index)
-        trained = train.item_slice == index
+        positions, trained = probe.slices == index, train.slices == index
+        items = np.flatnonzero(positions.any(axis=1))
         rows.append(
             SliceRow(
                 name=name,
                 goal=language.goals[name],
-                train_items=int(trained.sum()),
+                train_items=int(trained.any(axis=1).sum()),
                 probe_items=len(items),
-                scored_tokens=int(probe.scored[items].sum()),
-                share=float(train.weight[trained].sum()),
-                floor=float(probe.floor[items][probe.scored[items]].mean()),
+                scored_tokens=int(positions.sum()),
+                share=float((trained * train.weight[:, None]).sum() / mass),
+                floor=float(probe.floor[positions].mean()),
             )
         )
+        items = np.flatnonzero(probe.item_slice == index)
         count = min(samples, len(items))
         chosen = items[np.arange(count) * len(items) // max(count, 1)]
-        shown.extend(Sample(name, *_text(language, int(item))) for item in chosen)
+        shown.extend(Sample(name, _words(language, int(item))) for item in chosen)
     return Description(
         name=language.config.name,
         vocab=language.vocab,
@@ -94,7 +100,7 @@ def render(description: Description) -> Group:
         f"{d.name}: {d.train_items} training items, {d.probe_items} in the probe, {d.length} tokens each, "
         f"vocabulary {d.vocab}\n"
         f"{d.bits:.1f} bits to memorize beyond the rule, {d.rule_bits:.1f} bits of rule, "
-        f"floor {d.floor:g} nats a scored token\nsha256 {d.sha256}"
+        f"floor {d.floor:.4g} nats a scored token\nsha256 {d.sha256}"
     )
     slices = RichTable()
     slices.add_column("slice", no_wrap=True)
@@ -104,32 +110,25 @@ def render(description: Description) -> Group:
     for row in d.slices:
         numbers = (row.train_items, row.probe_items, row.scored_tokens)
         slices.add_row(
-            Text(row.name), row.goal or "-", *map(str, numbers), f"{row.share:.1%}", f"{row.floor:g}"
+            Text(row.name), row.goal or "-", *map(str, numbers), f"{row.share:.1%}", f"{row.floor:.4g}"
         )
     samples = RichTable("slice", "sequence (scored tokens bold)")
     for sample in d.samples:
-        samples.add_row(Text(sample.slice), Text.assemble(sample.prompt, " ", (sample.answer, "bold")))
+        parts = [(f"{word} ", "bold" if scored else "") for word, scored in sample.words]
+        samples.add_row(Text(sample.slice), Text.assemble(*parts))
     return Group(head, slices, samples)
 
 
-def _text(language: Language, item: int) -> tuple[str, str]:
-    """Prompt and answer of a probe item."""
-    tokens, targets = language.probe.tokens[item], language.probe.targets[item]
-    scored = language.probe.scored[item]
-    prompt = tokens[: int(np.argmax(scored)) + 1]
-    names = _tag_names(language)
-    return " ".join(_token(int(t), names) for t in prompt), " ".join(
-        _token(int(t), names) for t in targets[scored]
-    )
-
-
-def _tag_names(language: Language) -> dict[int, str]:
-    config = language.config
-    parts = config.parts if isinstance(config, Mixture) else (config,)
-    return {FIRST_TAG + part.tag: part.label for part in parts if isinstance(part, SingleConfig)}
+def _words(language: Language, item: int) -> tuple[tuple[str, bool], ...]:
+    """A probe item's tokens up to its last scored one, each with whether it is scored."""
+    table, names = language.probe, language.config.tags
+    last = int(np.flatnonzero(table.scored[item])[-1])
+    tokens = [*table.tokens[item, : last + 1].tolist(), int(table.targets[item, last])]
+    scored = [False, *table.scored[item, : last + 1].tolist()]
+    return tuple((_token(token, names), flag) for token, flag in zip(tokens, scored, strict=True))
 
 
 def _token(token: int, tags: dict[int, str]) -> str:
     if token >= FIRST_SYMBOL:
         return f"s{token - FIRST_SYMBOL}"
-    return {PAD: "<pad>", SEP: "="}.get(token) or f"<{tags[token]}>"
+    return "=" if token == SEP else f"<{tags[token - FIRST_TAG]}>"

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synthlm.bases import PASS_ACCURACY
 from synthlm.config import Config, InputError, parse
 from synthlm.experiments.sweep import Rule, Sweep, mean, search
 from synthlm.frontier import run_area
-from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training
+from synthlm.jobs import Finetune, Full, Job, Method, Pretrain, Training, element_wise
 from synthlm.lora import LoraConfig
 from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
@@ -50,12 +50,22 @@ class Pretraining(Config):
     aux: OptimizerConfig
     bases: dict[str, Base] = Field(min_length=1)
 
+    @field_validator("aux")
+    @classmethod
+    def _aux_rule(cls, value: OptimizerConfig) -> OptimizerConfig:
+        return element_wise(value)
+
 
 class Finetuning(Config):
     training: Training
     aux: OptimizerConfig | None = None
     languages: dict[str, AnyLanguage] = Field(min_length=1)
     arms: dict[str, Arm] = Field(min_length=1)
+
+    @field_validator("aux")
+    @classmethod
+    def _aux_rule(cls, value: OptimizerConfig | None) -> OptimizerConfig | None:
+        return value and element_wise(value)
 
 
 class ModelSettings(Config):
@@ -309,17 +319,17 @@ class ConsistencyStudy:
             record = results(job)
             if record is not None and isinstance(job, Pretrain):
                 columns = {"base": labels[job.key], "arm": "", "method": "", "language": "pretraining"}
-                frames.append(_frame(job, record, columns | {"chosen": job.key in picked}))
+                frames.append(result_rows(job, record, columns | {"chosen": job.key in picked}))
         for base, language, arm, jobs, _ in self._cells(chosen, results):
             for job in jobs:
                 record = results(job)
                 if record is not None:
                     columns = {"base": base, "arm": arm, "method": job.method.kind, "language": language}
-                    frames.append(_frame(job, record, columns | {"chosen": False}))
+                    frames.append(result_rows(job, record, columns | {"chosen": False}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _goal_rows(record: Record, role: str, column: str) -> dict[int, list[float]]:
+def goal_rows(record: Record, role: str, column: str) -> dict[int, list[float]]:
     """Step -> the column's values over the goal slices of a role (None becomes NaN)."""
     rows = record.metrics
     out: dict[int, list[float]] = {}
@@ -333,7 +343,7 @@ def _final_loss(record: Record | None) -> float:
     """Mean loss over the pretraining goal slices at the last step; infinite for a run that diverged."""
     if record is None or record.manifest["status"] == "diverged":
         return math.inf
-    losses = _goal_rows(record, "old", "loss")
+    losses = goal_rows(record, "old", "loss")
     return float(np.mean(losses[max(losses)]))
 
 
@@ -341,7 +351,7 @@ def succeeded(record: Record | None) -> bool:
     """Whether a base knows its language: accuracy at least ``PASS_ACCURACY`` in every goal slice at the end."""
     if record is None or record.manifest["status"] == "diverged":
         return False
-    accuracy = _goal_rows(record, "old", "accuracy")
+    accuracy = goal_rows(record, "old", "accuracy")
     return min(accuracy[max(accuracy)]) >= PASS_ACCURACY
 
 
@@ -349,12 +359,12 @@ def area(record: Record | None) -> float:
     """Area under one run's learning-forgetting frontier: what a cell's learning rate is judged by."""
     if record is None:
         return -math.inf
-    new, old = _goal_rows(record, "new", "accuracy"), _goal_rows(record, "old", "accuracy")
+    new, old = goal_rows(record, "new", "accuracy"), goal_rows(record, "old", "accuracy")
     steps = sorted(new)
     return run_area(*(np.array([np.mean(rows[step]) for step in steps]) for rows in (new, old)))
 
 
-def _frame(job: Job, record: Record, columns: dict[str, Any]) -> pd.DataFrame:
+def result_rows(job: Job, record: Record, columns: dict[str, Any]) -> pd.DataFrame:
     rank = job.method.rank if isinstance(job, Finetune) and isinstance(job.method, LoraConfig) else 0
     head = {
         "job": job.key[:12],

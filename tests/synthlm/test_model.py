@@ -252,6 +252,8 @@ def expected_taps(config: ModelConfig, runs: int, batch: int, time: int, pattern
             "attn.hook_k": heads,
             "attn.hook_v": heads,
         }
+        if config.positions == "rotary":
+            block |= {"attn.hook_rot_q": heads, "attn.hook_rot_k": heads}
         if pattern:
             block["attn.hook_pattern"] = (runs, batch, h, time, time)
         block |= {

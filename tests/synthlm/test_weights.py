@@ -167,3 +167,12 @@ def test_weights_of_another_model_are_refused(flat: torch.Tensor, tmp_path, othe
     weights.save(path, flat[0], LAYOUT)
     with pytest.raises(InputError, match=rf"does not fit the model.*{named}"):
         weights.load(path, Layout(other))
+
+
+def test_weights_of_another_type_are_refused(flat: torch.Tensor, tmp_path) -> None:
+    path = tmp_path / "w.safetensors"
+    views = LAYOUT.views(flat)
+    half = {name: view[0].to(torch.bfloat16).contiguous() for name, view in views.items()}
+    safetensors.torch.save_file(half, path)
+    with pytest.raises(InputError, match=r"torch\.bfloat16; allowed: torch\.float32"):
+        weights.load(path, LAYOUT)
