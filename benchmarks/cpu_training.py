@@ -30,7 +30,8 @@ import torch
 from synthlm import planner, weights
 from synthlm.engines import Workload, usable_cores
 from synthlm.engines.local import LocalEngine
-from synthlm.experiments import load_grid, study
+from synthlm.experiments import load_grid
+from synthlm.experiments.consistency import ConsistencyStudy
 from synthlm.jobs import Pretrain
 from synthlm.store import Store
 
@@ -44,8 +45,8 @@ JAX_MAPPED = "JAX, mapped over runs, all cores"
 
 def jobs(first_seed: int, count: int, steps: int, checkpoints: int = 0) -> list[Pretrain]:
     """Pretraining jobs of the laptop grid's AdamW base, cut to ``steps``."""
-    grid = load_grid("laptop")
-    model, pretraining = study(grid).model, grid.pretraining
+    study = ConsistencyStudy(measure.given(load_grid("laptop").consistency))
+    model, pretraining = study.model, study.settings.pretraining
     base = pretraining.bases["adamw"]
     training = pretraining.training.model_copy(
         update={"steps": steps, "evaluations": 2, "checkpoints": checkpoints}

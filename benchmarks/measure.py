@@ -7,12 +7,20 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from synthlm.engines import usable_cores
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
+
+
+def given(value: T | None) -> T:
+    """A setting that the grid in use is known to have."""
+    assert value is not None
+    return value
 
 
 def machine() -> str:

@@ -34,7 +34,7 @@ import pandas as pd
 
 from synthlm import driver
 from synthlm.engines import OnStep, Outcome, ignore_step
-from synthlm.experiments import Study, load_grid, study
+from synthlm.experiments import load_grid
 from synthlm.experiments.consistency import ConsistencyStudy
 from synthlm.jobs import Job, Pretrain, Training
 from synthlm.progress import PlainDisplay
@@ -47,9 +47,14 @@ BEST = 1
 """Place of the best learning rate in every sweep: inside it, so that none widens."""
 
 
+def laptop(seeds: int) -> ConsistencyStudy:
+    """The learning-forgetting study of the laptop grid."""
+    return ConsistencyStudy(measure.given(load_grid("laptop", seeds=seeds).consistency))
+
+
 def placed(plan: ConsistencyStudy) -> Iterator[tuple[Job, int]]:
     """Every job that the study wants when all sweeps have their best at ``BEST``, and its place in its sweep."""
-    grid = plan.grid
+    grid = plan.settings
     for name, base in grid.pretraining.bases.items():
         for index in range(base.sweep.count):
             if index != BEST:
@@ -164,14 +169,14 @@ def check_writer(job: Job, index: int) -> None:
 
 def seeds_for(jobs: int) -> int:
     """As many seeds of the laptop grid as give that many jobs."""
-    one, two = (sum(1 for _ in placed(study(load_grid("laptop", seeds=n)))) for n in (1, 2))
+    one, two = (sum(1 for _ in placed(laptop(n))) for n in (1, 2))
     return max(1, math.ceil((jobs - one) / (two - one)) + 1)
 
 
 def fill(root: Path, seeds: int) -> int:
     """Write the whole grid's entries; their number."""
     store, count = Store(root), 0
-    for job, index in placed(study(load_grid("laptop", seeds=seeds))):
+    for job, index in placed(laptop(seeds)):
         if count == 0:
             check_writer(job, index)
         add(store.root, job.key, contents(job, index))
@@ -181,8 +186,8 @@ def fill(root: Path, seeds: int) -> int:
 
 def resume(root: Path, seeds: int, way: str, profiled: bool) -> dict[str, float]:
     """Plan and resume in this process; seconds, peak bytes and jobs."""
-    plan = study(load_grid("laptop", seeds=seeds))
-    chosen: Study | Listed = plan if way == "study" else Listed(plan)
+    plan = laptop(seeds)
+    chosen: ConsistencyStudy | Listed = plan if way == "study" else Listed(plan)
     if profiled:
         # the driver asks the study for its jobs in a thread of its own, which a profiler does not see
         store, profiler = Store(root), cProfile.Profile()

@@ -16,7 +16,8 @@ import measure
 import timed
 import torch
 
-from synthlm.experiments import load_grid, study
+from synthlm.experiments import load_grid
+from synthlm.experiments.consistency import ConsistencyStudy
 from synthlm.jobs import Pretrain
 from synthlm.model import ModelConfig
 from synthlm.store import Store
@@ -26,8 +27,8 @@ RULES, WIDTHS, RUNS = ("adamw", "muon"), (16, 32, 64), (1, 2, 4, 8, 16)
 
 def jobs(rule: str, width: int, runs: int, steps: int) -> list[Pretrain]:
     """Jobs that differ in their seeds."""
-    grid = load_grid("laptop")
-    pretraining, model = grid.pretraining, study(grid).model
+    study = ConsistencyStudy(measure.given(load_grid("laptop").consistency))
+    pretraining, model = study.settings.pretraining, study.model
     base = pretraining.bases[rule]
     return [
         Pretrain(

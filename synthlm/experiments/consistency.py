@@ -25,6 +25,7 @@ from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
 from synthlm.store import Record
 from synthlm.study import Results
+from synthlm.table import stacked
 from synthlm.tasks import AnyLanguage, sizes
 
 
@@ -314,19 +315,19 @@ class ConsistencyStudy:
         labels = {job.key: name for (name, _), job in chosen.items()}
         for name in self.settings.pretraining.bases:
             labels |= {job.key: name for job in self._base_search(name, results)[0] if job.key not in labels}
-        frames = []
+        parts = []
         for job in wanted:
             record = results(job)
             if record is not None and isinstance(job, Pretrain):
                 columns = {"base": labels[job.key], "arm": "", "method": "", "language": "pretraining"}
-                frames.append(result_rows(job, record, columns | {"chosen": job.key in picked}))
+                parts.append(result_rows(job, record, columns | {"chosen": job.key in picked}))
         for base, language, arm, jobs, _ in self._cells(chosen, results):
             for job in jobs:
                 record = results(job)
                 if record is not None:
                     columns = {"base": base, "arm": arm, "method": job.method.kind, "language": language}
-                    frames.append(result_rows(job, record, columns | {"chosen": False}))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+                    parts.append(result_rows(job, record, columns | {"chosen": False}))
+        return stacked(parts)
 
 
 def goal_rows(record: Record, role: str, column: str) -> dict[int, list[float]]:
@@ -364,7 +365,13 @@ def area(record: Record | None) -> float:
     return run_area(*(np.array([np.mean(rows[step]) for step in steps]) for rows in (new, old)))
 
 
-def result_rows(job: Job, record: Record, columns: dict[str, Any]) -> pd.DataFrame:
+def result_rows(
+    job: Job, record: Record, columns: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """A part of the tidy results: what all rows of one trained job share, and their columns.
+
+    ``columns``: its base, arm, method, language and ``chosen``.
+    """
     rank = job.method.rank if isinstance(job, Finetune) and isinstance(job.method, LoraConfig) else 0
     head = {
         "job": job.key[:12],
@@ -380,9 +387,4 @@ def result_rows(job: Job, record: Record, columns: dict[str, Any]) -> pd.DataFra
         "chosen": columns["chosen"],
     }
     names = ("step", "role", "slice", "goal", "loss", "floor", "accuracy", "exact", "kl", "n")
-    numbers = {"loss", "floor", "accuracy", "exact", "kl"}
-    body = {
-        name: np.array(record.metrics[name], dtype=float) if name in numbers else record.metrics[name]
-        for name in names
-    }
-    return pd.DataFrame(head | body)
+    return head, {name: record.metrics[name] for name in names}
