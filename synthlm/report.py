@@ -205,12 +205,11 @@ def _write_page(
     """``report.html``: one file that needs no other, images included."""
     jobs = {job for table in tables.values() if "job" in table for job in table["job"]}
     seeds = {seed for table in tables.values() if "seed" in table for seed in table["seed"]}
-    rules = dict.fromkeys(verdict.rule for verdict in verdicts)
     parts = [
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>synthlm report</title>",
         f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
         "<h1>What the optimizer does to what the model knows</h1>",
-        f"<pre>{escape(study)}</pre>" if study else "",
+        *[f"<p>{escape(paragraph)}</p>" for paragraph in study.split("\n\n") if paragraph],
         f"<p>{len(jobs)} jobs, {len(seeds)} seed(s). All numbers: <code>results.csv</code> and the CSV files"
         " of <code>tables/</code>.</p>",
         "<h2>Verdicts</h2>",
@@ -222,11 +221,8 @@ def _write_page(
                 for v in verdicts
             ],
         ) if verdicts else "<p>None: these tables speak of no claim.</p>",
-        *[f"<p><b>{', '.join(v.claim for v in verdicts if v.rule == rule)}.</b> {escape(rule)}</p>" for rule in rules],
         *[_claim(verdict) for verdict in verdicts],
-        "<h2>Figures</h2>",
-        *[_figure(out, name, entry) for name, entry in entries.items()],
-        "" if entries else "<p>No figure has data.</p>",
+        *_figures(out, entries),
         *(_consistency_parts(tables[MAIN]) if MAIN in tables else ()),
         "</body></html>\n",
     ]  # fmt: skip
@@ -285,7 +281,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], bad: Sequence[boo
 
 
 def _claim(verdict: Verdict) -> str:
-    parts = [f"<details><summary>{verdict.claim}: cells, groups, other outcomes, caveats</summary>"]
+    parts = [f"<details><summary>{verdict.claim}: rule, cells, groups, other outcomes, caveats</summary>"]
+    parts.append(f"<p>Rule. {escape(verdict.rule)}</p>")
     parts.append(
         f"<p>Source: {escape(verdict.source)}. Shown in: {escape(', '.join(verdict.artifacts))}.</p>"
     )
@@ -298,6 +295,17 @@ def _claim(verdict: Verdict) -> str:
         parts.append(_table(["within, or other outcome", "effect (positive: as predicted)"], rows))
     notes = "".join(f"<li>{escape(note)}</li>" for note in verdict.caveats) or "<li>none</li>"
     return "".join(parts) + f"<p>Caveats:</p><ul>{notes}</ul></details>"
+
+
+def _figures(out: Path, entries: Mapping[str, Entry]) -> list[str]:
+    """Figures with their captions, under the name of their study."""
+    parts = []
+    for study in dict.fromkeys(FIGURES[name].STUDY for name in entries):
+        parts.append(f"<h2>Figures: {escape(study)}</h2>")
+        parts += [
+            _figure(out, name, entry) for name, entry in entries.items() if study == FIGURES[name].STUDY
+        ]
+    return parts or ["<h2>Figures</h2>", "<p>No figure has data.</p>"]
 
 
 def _figure(out: Path, name: str, entry: Entry) -> str:

@@ -131,7 +131,7 @@ def test_redraw_needs_the_csv_files_alone(written, tmp_path):
     out = written[0]
     before = hashes(out)
     (tmp_path / "figures").mkdir()
-    for name in FIGURES:
+    for name in CONSISTENCY:
         (tmp_path / "figures" / f"{name}.csv").write_bytes((out / "figures" / f"{name}.csv").read_bytes())
     redraw(tmp_path)
     found = hashes(tmp_path)
@@ -140,7 +140,7 @@ def test_redraw_needs_the_csv_files_alone(written, tmp_path):
     }
     assert all(found[name] == before[name] for name in found if name.startswith("figures/"))
     assert not (tmp_path / "report.html").exists()
-    for name in FIGURES:
+    for name in CONSISTENCY:
         (out / "figures" / f"{name}.png").unlink()
     (out / "report.html").unlink()
     redraw(out)
