@@ -15,7 +15,7 @@ REGULAR, HELDOUT, EXCEPTION = 0, 1, 2
 
 
 class Exceptions(SingleConfig):
-    """A rule (with its settings), and ``exceptions`` random training keys whose answer is random instead.
+    """A rule that some random training keys break: their answer is random instead.
 
     An exception's answer is uniform among all answers but the rule's. It differs from the rule's somewhere,
     not everywhere: whoever follows the rule gets (v ** (n-1) - 1) / (v ** n - 1) of an exception's n tokens

@@ -12,7 +12,7 @@ from synthlm.tasks.language import Count, Floats, Language, SingleConfig
 
 
 class Facts(SingleConfig):
-    """``items`` distinct random keys, each with a uniform random value.
+    """Distinct random keys, each with a uniform random value.
 
     items: number of facts. key_length, value_length: symbols. frequency: how often an item is drawn in
     training; "zipf": the r-th item in proportion to r ** -exponent. tail: with "zipf", the share of items

@@ -43,8 +43,9 @@ AnySingle = Annotated[
 
 
 class Mixture(LanguageConfig):
-    """A sequence is drawn from part i with probability weights[i] / sum(weights).
+    """Several languages in one stream, told apart by their tags.
 
+    A sequence is drawn from part i with probability weights[i] / sum(weights).
     parts: two or more languages with distinct tags and labels. weights: one a part, above 0; none: all equal.
     Shorter sequences are padded on the right. The probe holds every slice of every part; bits add up.
     """
