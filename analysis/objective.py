@@ -273,14 +273,24 @@ def language_objective(
     Raises:
         InputError: on another table.
     """
+    chosen, only = part_of(language, table, goals_only, items)
+    return LanguageObjective(config, chosen, language.slices, only, dtype, device)
+
+
+def part_of(
+    language: Language, table: str = "probe", goals_only: bool = True, items: int | None = None
+) -> tuple[Table, tuple[str, ...] | None]:
+    """The items that an objective is made of, and the slices that it scores (None: all); see ``language_objective``.
+
+    Raises:
+        InputError: on another table.
+    """
     choose("table", table, ["probe", "train"])
     chosen = language.probe if table == "probe" else language.train
-    only = tuple(name for name in language.slices if language.goals[name]) if goals_only else None
-    if table == "train":
-        only = None
+    goals = tuple(name for name in language.slices if language.goals[name])
     if items is not None:
         chosen = _thinned(chosen, items)
-    return LanguageObjective(config, chosen, language.slices, only, dtype, device)
+    return chosen, goals if goals_only and table == "probe" else None
 
 
 def _thinned(table: Table, most: int) -> Table:
