@@ -189,6 +189,86 @@ def finetune(
 
 
 @app.command()
+def analyze(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="KEY_OR_CHECKPOINT", help="A stored model's key, a folder or a weights file."),
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Analyses; without: list them.")
+    ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="KEY_OR_CHECKPOINT", help="A model finetuned from it; may be repeated."
+        ),
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="A kept step of a stored model, not its end.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_LANGUAGE",
+            help="What to score a checkpoint on: .npy tokens, a text or a language.",
+        ),
+    ] = None,
+    new_data: Annotated[
+        str | None, typer.Option("--new-data", metavar="FILE_OR_LANGUAGE", help="What --with models learnt.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=VALUE", help="Of a weights file: heads, activation."),
+    ] = None,
+    aux: Annotated[
+        list[str] | None,
+        typer.Option("--aux", metavar="PATTERN", help="Checkpoint parameters that are no hidden matrices."),
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence cut from a text.")] = 64,
+    pad: Annotated[
+        int | None, typer.Option(help="Padding token of a .npy; the model's own by default.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of random draws.", show_default="the model's, or 0")
+    ] = None,
+    settings: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv file, or a folder for several analyses.")] = None,
+    limit: Annotated[int, typer.Option(help="Most rows shown.")] = 40,
+    job: JobOption = None,
+    store: StoreOption = Path("store"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Run analyses on a stored model, or on a checkpoint of your own.
+
+    \b
+    synthlm analyze 3fa9 curvature activations --out results/3fa9
+    synthlm analyze 3fa9 landscape --with 81c0 --set items=64
+    synthlm analyze ./my-gpt2 curvature --data my-text.txt --set which=all
+    synthlm analyze base.safetensors slices --model heads=4 --model activation=relu2 --data facts
+
+    Of a stored model the result is kept in the store and never computed twice. A folder is what save_pretrained of
+    Hugging Face wrote; nothing is downloaded.
+    """
+    from synthlm import analyze as analyses
+    from synthlm.engines import resolve_device
+
+    if target is None and job is None:
+        typer.echo(analyses.listing())
+        return
+    where = resolve_device(device)
+    asked = analyses.Request(
+        target, names or [], others or [], step, seed, settings or [], job, out,
+        data, new_data, model or [], aux or [], length, pad,
+    )  # fmt: skip
+
+    def run(probe: Any, kept: "Store") -> None:
+        _run_one(probe, [*probe.subjects, probe], kept, where)
+
+    for name, columns in analyses.results(asked, store, where, run, lambda text: typer.echo(text, err=True)):
+        _console().print(analyses.render(name, columns, limit))
+        if out is not None:
+            typer.echo(analyses.write(out, name, columns))
+
+
+@app.command()
 def runs(
     query: Annotated[
         list[str] | None, typer.Argument(help="Terms that must all fit; none: every job.")
@@ -269,7 +349,7 @@ def demo(
         str | None,
         typer.Option(help="A learning rate each, with commas between.", show_default="sensible ones"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the lesson: same seed, same lesson.")] = 0,
     width: Annotated[int, typer.Option(help="The model's width.")] = 64,
     layers: Annotated[int, typer.Option(help="The model's layers.")] = 2,

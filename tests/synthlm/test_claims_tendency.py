@@ -1,0 +1,182 @@
+"""Verdicts on C6 and C7: planted effects are found with their sign, and what does not speak does not count."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from synthlm.claims import tendency as claims
+
+
+@pytest.fixture
+def generator():
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def small_data(means: dict[tuple[str, str], float], generator, seeds: int = 4, languages=("new-rule",)):
+    """A table ``small_data``: (base, arm) -> mean accuracy with 64 examples; 16 examples teach nothing, 1024 all."""
+    rows = []
+    for language in languages:
+        for examples in (16, 64, 1024):
+            for (base, arm), mean in means.items():
+                for seed in range(seeds):
+                    level = {16: 0.03, 64: mean, 1024: 0.99}[examples]
+                    for lr in (0.1, 0.2):
+                        rows.append(
+                            {
+                                "job": f"{len(rows):012x}", "seed": seed, "base": base, "arm": arm,
+                                "language": language, "examples": examples, "lr": lr, "chosen": lr == 0.2,
+                                "status": "done", "step": 200, "loss": 1.0, "n": 100, "train_accuracy": 1.0,
+                                "kept": 0.5,
+                                "accuracy": level + 0.002 * generator.normal() if lr == 0.2 else 0.0,
+                            }
+                        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+PAIRS = {("adamw", "adamw"): 0.6, ("muon", "muon"): 0.4, ("adamw", "muon"): 0.5, ("muon", "adamw"): 0.45}
+
+
+def verdict_c6(table: pd.DataFrame):
+    return claims.judge({"small_data": table})[0]
+
+
+def test_c6_finds_a_planted_effect_in_cells_that_speak(generator) -> None:
+    found = verdict_c6(small_data(PAIRS, generator, languages=("new-rule", "other-rule")))
+    assert (found.claim, found.verdict) == ("C6", "supported")
+    assert found.effect.effect == pytest.approx(0.2, abs=0.01)
+    assert found.effect.n == 4
+    counted = {(cell.labels["language"], cell.labels["examples"]): cell.counted for cell in found.cells}
+    assert counted == {
+        (name, n): n == "64" for name in ("new-rule", "other-rule") for n in ("16", "64", "1024")
+    }
+    assert {cell.why for cell in found.cells if not cell.counted} == {
+        "neither gets to 0.1",
+        "both are above 0.95",
+    }
+    assert {item.name for item in found.groups} == {
+        f"language: {n} (supported)" for n in ("new-rule", "other-rule")
+    }
+    crossed = {item.name: item.effect for item in found.secondary}
+    assert crossed["on the Muon base: finetuned by AdamW minus by Muon"] == pytest.approx(0.05, abs=0.01)
+    assert crossed["finetuned by AdamW: AdamW base minus Muon base"] == pytest.approx(0.15, abs=0.01)
+
+
+def test_c6_is_contradicted_by_the_opposite_and_by_nothing(generator) -> None:
+    swapped = {**PAIRS, ("adamw", "adamw"): 0.4, ("muon", "muon"): 0.6}
+    assert verdict_c6(small_data(swapped, generator)).verdict == "contradicted"
+    equal = {**PAIRS, ("muon", "muon"): 0.6}
+    found = verdict_c6(small_data(equal, generator))
+    assert (found.verdict, abs(found.effect.effect) < 0.01) == ("contradicted", True)
+
+
+def test_c6_without_a_pairing_or_with_one_seed_stays_open(generator) -> None:
+    one_seed = verdict_c6(small_data(PAIRS, generator, seeds=1))
+    assert (one_seed.verdict, one_seed.effect.n) == ("inconclusive", 1)
+    without = verdict_c6(small_data({("adamw", "adamw"): 0.6}, generator))
+    assert (without.verdict, without.effect.n) == ("inconclusive", 0)
+    assert not any(cell.counted for cell in without.cells)
+
+
+def test_a_rate_that_was_not_chosen_does_not_count(generator) -> None:
+    table = small_data(PAIRS, generator)
+    table.loc[~table["chosen"], "accuracy"] = 1.0
+    assert verdict_c6(table).effect.effect == pytest.approx(0.2, abs=0.01)
+
+
+STEPS = np.unique(np.round(np.geomspace(1, 1000, 25)))
+
+
+def tendency_table(
+    rule_speed: dict[str, float], generator, seeds: int = 3, top: float = 1.0, loss_of_rule=1.0
+):
+    """Curves that are straight in ln(1 + step): rote reaches 1 at step 1000, the rule at ``rule_speed`` times that.
+
+    The training loss falls with rote recall, alike for all.
+    """
+    rows = []
+    x = np.log1p(STEPS) / np.log1p(1000)
+    for items in (50, 400):
+        for optimizer, speed in rule_speed.items():
+            for seed in range(seeds):
+                rule = np.minimum(top, speed * x + 0.005 * generator.normal())
+                for slice_, goal, accuracy, share in (
+                    ("f/rote", "rote", x, 1.0),
+                    ("c/rule/heldout", "rule", rule, 0.0),
+                ):
+                    for step, value in zip(STEPS, accuracy, strict=True):
+                        rows.append(
+                            {
+                                "job": f"{len(rows):012x}"[:6] + optimizer, "seed": seed, "language": "cipher",
+                                "items": items, "rote_share": 0.5, "optimizer": optimizer, "lr": 0.1, "chosen": True,
+                                "status": "done", "step": int(step), "slice": slice_, "goal": goal,
+                                "train_share": share, "loss": 3.0 - 2.5 * math.log1p(step) / math.log1p(1000),
+                                "floor": 0.0, "accuracy": value, "exact": value, "n": 100,
+                            }
+                        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["job"] = table.groupby(["items", "optimizer", "seed"]).ngroup().map("{:012x}".format)
+    return table
+
+
+def verdict_c7(table: pd.DataFrame, **others: pd.DataFrame):
+    return claims.judge({"tendency": table, **others})[0]
+
+
+def test_c7_in_closed_form(generator) -> None:
+    """At 50% and 90% recall the rule is at 0.5 and 0.9 times its speed; at the last common loss at its speed."""
+    found = verdict_c7(tendency_table({"adamw": 0.9, "muon": 0.6, "sgd": 0.1}, generator))
+    assert (found.claim, found.verdict) == ("C7", "supported")
+    assert found.effect.effect == pytest.approx(0.7 * 0.3, abs=0.01)
+    secondary = {item.name: item.effect for item in found.secondary}
+    assert secondary["at matched training loss"] == pytest.approx(0.3, abs=0.02)
+    assert secondary["rule accuracy at the end, AdamW minus Muon"] == pytest.approx(0.3, abs=0.02)
+    assert secondary["rote fitted sooner by Muon, ln of the ratio of steps"] == pytest.approx(0, abs=1e-9)
+    assert len(found.cells) == 2
+    assert all(cell.counted for cell in found.cells)
+    assert math.isfinite(found.cells[0].estimate.p_holm)
+    reversed_ = verdict_c7(tendency_table({"adamw": 0.6, "muon": 0.9}, generator))
+    assert reversed_.verdict == "contradicted"
+    assert "language: cipher (contradicted)" in [item.name for item in reversed_.groups]
+
+
+def test_c7_does_not_count_cells_in_which_nobody_finds_the_rule(generator) -> None:
+    found = verdict_c7(tendency_table({"adamw": 0.4, "muon": 0.1}, generator))
+    assert (found.verdict, found.effect.n) == ("inconclusive", 0)
+    assert found.caveats == ("no cell counts",)
+    assert {cell.why for cell in found.cells} == {"neither ends with 0.5 of the rule"}
+
+
+def test_c7_needs_both_readings_to_agree(generator) -> None:
+    """The rule is late under Muon at the same recall, but not at the same loss: its loss is ahead of its recall."""
+    table = tendency_table({"adamw": 0.9, "muon": 0.6}, generator)
+    muon = table["optimizer"] == "muon"
+    table.loc[muon & (table["goal"] == "rule") & (table["step"] > 990), "accuracy"] = 0.9
+    found = verdict_c7(table)
+    assert found.verdict == "inconclusive"
+    assert "at own best rates supported" in found.reason
+    assert "at matched loss contradicted" in found.reason
+
+
+def test_c7_tells_of_single_items_too(generator) -> None:
+    scores = pd.DataFrame(
+        [
+            {"optimizer": name, "seed": seed, "slice": slice_, "score": value + 0.001 * seed}
+            for name, base in (("adamw", 0.1), ("muon", 0.3))
+            for seed in range(3)
+            for slice_, value in (("exceptions/rule/train", base), ("exceptions/exception", 0.9))
+        ]
+    )
+    found = verdict_c7(tendency_table({"adamw": 0.9, "muon": 0.6}, generator), counterfactual=scores)
+    secondary = {item.name: item.effect for item in found.secondary}
+    assert secondary["counterfactual score of rule items, Muon minus AdamW"] == pytest.approx(0.2)
+    assert secondary["counterfactual score of what must be memorized, Muon minus AdamW"] == pytest.approx(0)
+
+
+def test_nothing_to_judge_without_tables(generator) -> None:
+    assert claims.judge({}) == []
+    only_adamw = verdict_c7(tendency_table({"adamw": 0.9}, generator))
+    assert (only_adamw.verdict, only_adamw.reason) == ("inconclusive", "nothing to compare")
