@@ -13,7 +13,32 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from synthlm.config import InputError, choose
-from synthlm.figures import forgetting_matrix, frontier, lr_sensitivity, pretraining
+from synthlm.figures import (
+    activation_sizes,
+    activation_statistics,
+    basin_widths,
+    basins,
+    capacity,
+    certificate,
+    counterfactual,
+    data_needed,
+    exposure,
+    forgetting_matrix,
+    forgetting_predictors,
+    frontier,
+    landscape,
+    lr_sensitivity,
+    plane,
+    predictor_scores,
+    pretraining,
+    rote_rule_curves,
+    rule_at_recall,
+    sharpness_matrix,
+    small_data,
+    spectral_density,
+    tail_recall,
+    tendency_map,
+)
 from synthlm.table import read_csv
 
 
@@ -39,7 +64,33 @@ class FigureModule(Protocol):
 
 
 FIGURES: dict[str, FigureModule] = {
-    module.NAME: module for module in (frontier, forgetting_matrix, lr_sensitivity, pretraining)
+    module.NAME: module
+    for module in (
+        frontier,
+        forgetting_matrix,
+        lr_sensitivity,
+        pretraining,
+        activation_sizes,
+        activation_statistics,
+        landscape,
+        sharpness_matrix,
+        spectral_density,
+        plane,
+        basins,
+        basin_widths,
+        certificate,
+        forgetting_predictors,
+        predictor_scores,
+        rote_rule_curves,
+        rule_at_recall,
+        tendency_map,
+        data_needed,
+        tail_recall,
+        small_data,
+        counterfactual,
+        exposure,
+        capacity,
+    )
 }
 """Every figure by name, in the order of the report."""
 

@@ -36,9 +36,15 @@ RC: Any = {
     "text.usetex": False,
 }
 
-COLORS = {"adamw": "#0072B2", "muon": "#D55E00", "sgd": "#009E73"}
-OTHER_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
-NAMES = {"adamw": "AdamW", "muon": "Muon", "sgd": "SGD", "adamw-matched": "AdamW, loss-matched"}
+COLORS = {
+    "adamw": "#0072B2", "muon": "#D55E00", "sgd": "#009E73", "lion": "#CC79A7", "signsgd": "#CC79A7",
+    "soap": "#E69F00", "shampoo": "#E69F00",
+}  # fmt: skip
+OTHER_COLORS = ("#56B4E9", "#000000", "#F0E442")
+NAMES = {
+    "adamw": "AdamW", "muon": "Muon", "sgd": "SGD", "lion": "Lion", "signsgd": "signSGD", "soap": "SOAP",
+    "shampoo": "Shampoo", "adamw-matched": "AdamW, loss-matched",
+}  # fmt: skip
 GREY = "#8a8a8a"
 
 

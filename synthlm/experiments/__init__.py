@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from synthlm import grids
 from synthlm.config import Config, InputError, near_match, parse
 from synthlm.experiments.consistency import ConsistencySettings, ConsistencyStudy
+from synthlm.experiments.edge import EdgeSettings, EdgeStudy
+from synthlm.experiments.mechanism import MechanismSettings, MechanismStudy
+from synthlm.experiments.tendency import TendencySettings, TendencyStudy
 from synthlm.study import Results, Study
 
 if TYPE_CHECKING:
@@ -19,10 +22,13 @@ PRESETS = ("smoke", "laptop", "paper")
 
 STUDIES: dict[str, Callable[[Any, Mapping[str, Any]], Study]] = {
     "consistency": lambda settings, built: ConsistencyStudy(settings),
+    "mechanism": lambda settings, built: MechanismStudy(settings, built["consistency"]),
+    "tendency": lambda settings, built: TendencyStudy(settings),
+    "edge": lambda settings, built: EdgeStudy(settings, built.get("consistency")),
 }
 """Study -> how it is made from its settings and the studies before it."""
 
-NEEDS: dict[str, str] = {}
+NEEDS: dict[str, str] = {"mechanism": "consistency"}
 """Study -> the study whose models it analyses."""
 
 
@@ -36,6 +42,9 @@ class Grid(Config):
     seeds: int = Field(3, ge=1)
     figures: tuple[str, ...] = ()
     consistency: ConsistencySettings | None = None
+    mechanism: MechanismSettings | None = None
+    tendency: TendencySettings | None = None
+    edge: EdgeSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +65,8 @@ class Grid(Config):
         for name in given:
             if name in NEEDS and NEEDS[name] not in given:
                 raise ValueError(f"{name}: needs the section {NEEDS[name]}, whose models it analyses")
+        if self.mechanism is not None and self.consistency is not None:
+            self.mechanism.check(self.consistency)
         return self
 
 

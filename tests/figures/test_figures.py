@@ -13,6 +13,8 @@ from synthlm.figures import FIGURES, style
 from synthlm.frontier import LEVELS, MINIMUM_TOP
 from synthlm.table import ordered, write_csv
 
+OWN = [name for name, module in FIGURES.items() if module.STUDY == "consistency"]
+
 TABLES = {
     "full": {"noise": 0.03, "failed": [("sgd", 1)], "never": ["lora4-adamw"], "diverged": [("full-sgd", 6)]},
     "one seed": {"seeds": 1, "rates": 2},
@@ -28,7 +30,7 @@ def table(request):
     return ordered(make_table(**TABLES[request.param]))
 
 
-@pytest.mark.parametrize("name", list(FIGURES))
+@pytest.mark.parametrize("name", OWN)
 def test_drawn_from_csv_alone_and_nothing_clipped(name, table, tmp_path):
     module = figures.get(name)
     data = module.data(table)
@@ -64,7 +66,7 @@ def test_drawn_from_csv_alone_and_nothing_clipped(name, table, tmp_path):
             assert not ax.get_window_extent(renderer).overlaps(frame), "the legend lies on the data"
 
 
-@pytest.mark.parametrize("name", list(FIGURES))
+@pytest.mark.parametrize("name", OWN)
 def test_caption_tells_n_and_interval(name):
     many = figures.get(name).caption(figures.get(name).data(ordered(make_table())))
     assert "n = 3" in many

@@ -1,0 +1,92 @@
+"""Figure: held-out rule accuracy at the moment when rote recall reaches 50% and 90%, against the number of examples."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from synthlm.analysis.tendency import LEVELS
+from synthlm.figures import cells, style
+from synthlm.tendency import AT_RECALL, FITTED, RUN, curves, outcomes
+
+NAME = "rule_at_recall"
+STUDY = "tendency"
+TABLE = "tendency"
+COLUMNS = (*RUN, "lr", "status", "level", "fitted", "rule", "reached", *cells.SUMMARY)
+
+
+def data(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell, optimizer, seed and level of recall: the step that reaches it, the rule's accuracy there.
+
+    ``reached``: in how many seeds recall gets there; the mean is over these.
+    """
+    ends = outcomes(curves(table))
+    frames = [
+        ends[[*RUN, "lr", "status"]].assign(level=level, fitted=ends[fitted], rule=ends[rule])
+        for level, fitted, rule in zip(LEVELS, FITTED, AT_RECALL, strict=True)
+    ]
+    by = [*RUN[:-1], "level"]
+    long = cells.with_summary(pd.concat(frames, ignore_index=True), by, "rule")
+    long = long.assign(reached=long["n"])
+    return long[list(COLUMNS)].sort_values([*by, "seed"], kind="stable", ignore_index=True)
+
+
+@style.styled
+def draw(data: pd.DataFrame) -> Figure:
+    """Draw the figure from its own data."""
+    languages = list(dict.fromkeys(data["language"]))
+    rows = [(level, share) for level in LEVELS for share in sorted(data["rote_share"].unique())]
+    side = max(0.15, (5.4 - 1.65 * len(languages) - 0.85) / 2)
+    figure, axes = style.grid_figure(len(rows), len(languages), (1.65, 1.4), (0.85 + side, side, 0.3, 1.0))
+    names = cells.optimizers(data)
+    for i, (level, share) in enumerate(rows):
+        for j, language in enumerate(languages):
+            ax = axes[i, j]
+            panel = data[
+                (data["language"] == language)
+                & (data["rote_share"] == share)
+                & np.isclose(data["level"], level)
+            ]
+            for optimizer in names:
+                run = panel[panel["optimizer"] == optimizer]
+                mean = run[run["n"] > 0].drop_duplicates("items").sort_values("items")
+                if len(mean):
+                    cells.line(ax, mean["items"], mean, optimizer)
+                ax.plot(run["items"], run["rule"], ".", color=style.color(optimizer), markersize=4, alpha=0.7)
+            if i == 0:
+                ax.set_title(language)
+            if j == 0:
+                ax.set_ylabel(
+                    f"rule accuracy\nat {level:.0%} recall\n({cells.share_text(share)})", fontsize=7.5
+                )
+            items = sorted(panel["items"].unique())
+            ax.set_xscale("log")
+            if items:
+                ax.set_xticks(items, [str(n) for n in items])
+                ax.set_xlim(items[0] / 1.4, items[-1] * 1.4)
+            ax.minorticks_off()
+    for ax in axes[-1]:
+        ax.set_xlabel("examples of the rule")
+    axes[0, 0].set_ylim(-0.04, 1.05)
+    axes[0, 0].set_yticks([0, 0.5, 1])
+    entries, labels = cells.handles(names)
+    entries.append(Line2D([], [], color="black", marker=".", linestyle="none"))
+    style.legend(figure, entries, [*labels, "a seed"], columns=6)
+    return figure
+
+
+def caption(data: pd.DataFrame) -> str:
+    """What is shown, where recall never got there, how many seeds."""
+    seeds = data["seed"].nunique()
+    cases = data.drop_duplicates([*RUN[:-1], "level"])
+    short = int((cases["reached"] < seeds).sum())
+    return (
+        "Which comes first, rote or rule? Accuracy on held-out instances of the rule at the moment when"
+        " recall of the rote"
+        f" items first reaches {' and '.join(f'{level:.0%}' for level in LEVELS)} (interpolated in the logarithm of the"
+        " step), against the number of rule examples. Lower: more learnt by rote before the rule is found. In"
+        f" {short} of {len(cases)} cells recall did not get there in every seed; the mean is over those in"
+        " which it did."
+        " Each optimizer at its own best learning rate. Lines: mean; bands: interval."
+        f" {cells.seeds_text(data)}"
+    )

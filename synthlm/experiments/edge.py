@@ -1,0 +1,386 @@
+"""The spectral edge study: does the gap of the update window move before a model generalizes? (claims S1, S2, S3)
+
+Tasks that are grokked, or whose accuracy rises at once, are learnt by several optimizers, each run beside a control
+that should not get there (no weight decay, or one layer instead of more). Every run records its updates; nulls are
+drawn for each window and for whole trajectories; at checkpoints the leading modes are removed, with controls. Runs that
+made it are then finetuned on something new, for the forgetting phase. Protocol: our reconstruction of arXiv 2603.28964,
+with nulls and controls that are ours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from synthlm.analysis.onsets import grok_step, rise_step
+from synthlm.config import Config, InputError, parse
+from synthlm.edge_scores import RUN, pairs
+from synthlm.experiments.consistency import ConsistencyStudy, ModelSettings
+from synthlm.jobs import Finetune, Full, Pretrain, Probe, Trained, Training
+from synthlm.model import ModelConfig
+from synthlm.optimizers import OptimizerConfig
+from synthlm.probes.edge import Edge, EdgeModes, EdgeOnsets
+from synthlm.store import Record
+from synthlm.study import Results
+from synthlm.tasks import AnyLanguage, sizes
+
+MEMORIZED = 0.99
+"""Training accuracy from which the plateau counts."""
+
+NEW_TAG, NEW_LABEL = 1, "new"
+
+Condition = Literal["main", "control"]
+CONDITIONS: tuple[Condition, ...] = ("main", "control")
+
+
+class EdgeArm(Config):
+    """An optimizer of the hidden matrices and the one beside it; both with the weight decay of the main runs."""
+
+    optimizer: OptimizerConfig
+    aux: OptimizerConfig
+
+
+class EdgeTask(Config):
+    """Something to be learnt in one stroke.
+
+    Attributes:
+        language: its only ``heldout`` goal slice is what generalization is judged by.
+        control: what the control lacks: ``decay`` (no weight decay) or ``layers`` (one layer).
+        chance: held-out accuracy of a model that has found no rule.
+        arms: names of arms that learn it; None: all.
+    """
+
+    language: AnyLanguage
+    training: Training
+    control: Literal["decay", "layers"] = "decay"
+    chance: float = Field(0.05, ge=0, lt=1)
+    arms: tuple[str, ...] | None = None
+    model: ModelSettings = ModelSettings()
+
+
+class Forgetting(Config):
+    """Finetuning of the main runs that generalized, on the same kind of language drawn anew, without weight decay."""
+
+    training: Training
+    tasks: tuple[str, ...] | None = None
+
+
+class EdgeSettings(Config):
+    """The section of a grid file.
+
+    Attributes:
+        samples: of each null, for every window. trajectories: whole ones of each null, for lead times.
+        modes: arms whose checkpoints' modes are removed; the tasks' trainings must keep some.
+    """
+
+    seeds: int = Field(3, ge=1)
+    arms: dict[str, EdgeArm] = Field(min_length=1)
+    tasks: dict[str, EdgeTask] = Field(min_length=1)
+    forgetting: Forgetting | None = None
+    samples: int = Field(99, ge=19)
+    trajectories: int = Field(19, ge=1)
+    modes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EdgeSettings":
+        for name, task in self.tasks.items():
+            for arm in task.arms or ():
+                _known(f"tasks.{name}.arms", arm, self.arms)
+            if task.training.edge is None:
+                raise ValueError(f"tasks.{name}.training.edge: required, but not given")
+            if task.control == "layers" and task.model.layers < 2:
+                raise ValueError(
+                    f"tasks.{name}.model.layers: the control has one layer, so at least 2 are needed"
+                )
+        for arm in self.modes:
+            _known("modes", arm, self.arms)
+        for task in (self.forgetting and self.forgetting.tasks) or ():
+            _known("forgetting.tasks", task, self.tasks)
+        if self.forgetting is not None and self.forgetting.training.edge is None:
+            raise ValueError("forgetting.training.edge: required, but not given")
+        try:  # every job of the first seed, so that whatever does not fit is said before anything runs
+            study = EdgeStudy(self)
+            for run in study.runs():
+                if run.seed == 0:
+                    study.pretrain(run)
+                    if study.forgets(run):
+                        study.finetune(run)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+def _known(field: str, name: str, allowed: Mapping[str, Any]) -> None:
+    if name not in allowed:
+        raise ValueError(f"{field}: {name!r} is not one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class RunLabel:
+    """One run of the study. ``arm``: name of the optimizer's arm."""
+
+    task: str
+    arm: str
+    condition: Condition
+    seed: int
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """Steps at which a run gets somewhere, NaN where it does not."""
+
+    memorized: float
+    rise: float
+    grokked: float
+
+
+class EdgeStudy:
+    """Jobs and tables; everything is a function of finished results.
+
+    Args:
+        consistency: when the grid has that study, its best finetuning runs of every base's first seeds are run again
+            with their edge recorded, for the forgetting phase.
+    """
+
+    def __init__(self, settings: EdgeSettings, consistency: ConsistencyStudy | None = None) -> None:
+        self.settings, self.consistency = settings, consistency
+        self._made: dict[Any, Any] = {}
+
+    def describe(self) -> str:
+        """What is run, in one paragraph, for the report."""
+        given = self.settings
+        return (
+            f"Spectral edge: {given.seeds} seeds; tasks {', '.join(given.tasks)}; optimizers {', '.join(given.arms)}; "
+            f"each run beside a control; {given.samples} samples of each null a window, {given.trajectories} whole "
+            "trajectories of each null a run."
+        )
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def runs(self) -> Iterator[RunLabel]:
+        """Every pretraining run."""
+        for name, task in self.settings.tasks.items():
+            for arm in task.arms or tuple(self.settings.arms):
+                for seed in range(self.settings.seeds):
+                    for condition in CONDITIONS:
+                        yield RunLabel(name, arm, condition, seed)
+
+    def pretrain(self, run: RunLabel) -> Pretrain:
+        """The training of a run.
+
+        Raises:
+            InputError: when the settings do not fit together.
+        """
+        if run in self._made:
+            return self._made[run]
+        task, arm = self.settings.tasks[run.task], self.settings.arms[run.arm]
+        control = run.condition == "control"
+        lacks = {"weight_decay": 0.0} if control and task.control == "decay" else {}
+        model = task.model.model_dump() | ({"layers": 1} if control and task.control == "layers" else {})
+        vocab, length = sizes(task.language)
+        data = {
+            "seed": run.seed,
+            "model": parse(ModelConfig, {"vocab": vocab, "length": length, **model}, "model"),
+            "language": task.language,
+            "optimizer": arm.optimizer.model_dump() | lacks,
+            "aux": arm.aux.model_dump() | lacks,
+            "training": task.training,
+        }
+        return self._made.setdefault(run, parse(Pretrain, data, f"tasks.{run.task}"))
+
+    def forgets(self, run: RunLabel) -> bool:
+        """Whether this run is to be finetuned once it has generalized."""
+        forgetting = self.settings.forgetting
+        if forgetting is None or run.condition == "control":
+            return False
+        return forgetting.tasks is None or run.task in forgetting.tasks
+
+    def finetune(self, run: RunLabel) -> Finetune:
+        """The finetuning of a run on its language drawn anew.
+
+        Raises:
+            InputError: when the settings do not fit together.
+        """
+        place = (run, "finetune")
+        if place in self._made:
+            return self._made[place]
+        base, arm, forgetting = self.pretrain(run), self.settings.arms[run.arm], self.settings.forgetting
+        language: Any = base.language
+        data = {
+            "seed": run.seed,
+            "base": base,
+            "language": language.fresh(NEW_TAG, NEW_LABEL),
+            "optimizer": arm.optimizer.model_dump() | {"weight_decay": 0.0},
+            "aux": arm.aux.model_dump() | {"weight_decay": 0.0},
+            "training": forgetting and forgetting.training,
+        }
+        return self._made.setdefault(place, parse(Finetune, data, "forgetting"))
+
+    def _probe(self, job: Trained, analysis: Edge | EdgeOnsets | EdgeModes, step: int | None = None) -> Probe:
+        place = (job.key, analysis.name, step)
+        if place not in self._made:
+            self._made[place] = Probe(subjects=(job,), analysis=analysis, step=step)
+        return self._made[place]
+
+    def _windows(self, job: Trained) -> Probe:
+        return self._probe(job, Edge(samples=self.settings.samples))
+
+    def _onsets(self, job: Pretrain) -> Probe:
+        return self._probe(job, EdgeOnsets(samples=self.settings.trajectories))
+
+    def _modes(self, run: RunLabel) -> list[Probe]:
+        job, edge = self.pretrain(run), self.settings.tasks[run.task].training.edge
+        if run.arm not in self.settings.modes or edge is None or not edge.modes:
+            return []
+        kept = [step for step in job.training.checkpoint_steps if step >= edge.every * edge.window]
+        return [self._probe(job, EdgeModes(), step) for step in kept]
+
+    def jobs(self, results: Results) -> Sequence[Any]:
+        """Every run and its analyses; finetuning once it is known which runs generalized."""
+        wanted: list[Any] = []
+        for run in self.runs():
+            job = self.pretrain(run)
+            wanted += [job]
+            record = results(job)
+            if record is None or record.manifest["status"] == "diverged":
+                continue
+            wanted += [self._windows(job), self._onsets(job), *self._modes(run)]
+            if self.forgets(run) and np.isfinite(self.milestones(run, record).grokked):
+                tuned = self.finetune(run)
+                wanted += [tuned] + ([self._windows(tuned)] if results(tuned) is not None else [])
+        for _, tuned in self._from_consistency(results):
+            wanted += [tuned] + ([self._windows(tuned)] if results(tuned) is not None else [])
+        return list(dict.fromkeys(wanted))
+
+    def _from_consistency(self, results: Results) -> Iterator[tuple[dict[str, Any], Finetune]]:
+        """The first study's best full finetuning of every cell, its edge recorded, with its labels."""
+        forgetting = self.settings.forgetting
+        if self.consistency is None or forgetting is None:
+            return
+        for cell in self.consistency.finetuned(results):
+            for job in cell.best:
+                if isinstance(job.method, Full):
+                    place = (job.key, "recorded")
+                    if place not in self._made:
+                        training = job.training.model_copy(update={"edge": forgetting.training.edge})
+                        data = job.model_dump() | {"training": training}
+                        self._made[place] = parse(Finetune, data, "forgetting")
+                    arm = f"{cell.base} to {cell.arm.removeprefix('full-')}"
+                    labels = {"task": cell.language, "arm": arm, "seed": job.seed, "source": "consistency"}
+                    yield labels, self._made[place]
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    def milestones(self, run: RunLabel, record: Record) -> Milestones:
+        """When a run memorizes, begins to generalize, and has done so."""
+        curves = accuracy_curves(record)
+        step, heldout = curves["step"].to_numpy(), curves["heldout"].to_numpy()
+        learnt = np.flatnonzero(curves["train"].to_numpy() >= MEMORIZED)
+        grokked = grok_step(step, heldout)
+        return Milestones(
+            memorized=float(step[learnt[0]]) if len(learnt) else float("nan"),
+            rise=rise_step(step, heldout, self.settings.tasks[run.task].chance, grokked),
+            grokked=grokked,
+        )
+
+    def tables(self, results: Results) -> dict[str, pd.DataFrame]:
+        """Tidy tables; each row names its ``job``.
+
+        ``edge_runs``: one row a run: its milestones, and ``horizon`` and ``deadline``, where the main run of the same
+        task, arm and seed begins to rise and has grokked. ``edge_windows``: every window, with its ``phase``, the run's
+        milestones, and accuracy and loss at the last evaluation. ``edge_onsets`` (with horizon, deadline, and ``why`` a
+        pair does not count) and ``edge_modes``: rows of those analyses.
+        """
+        frames: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+        for run in self.runs():
+            record = results(self.pretrain(run))
+            if record is not None:
+                self._add_run(frames, run, record, results)
+        for labels, tuned in self._from_consistency(results):
+            self._add_forgetting(frames, tuned, labels, results)
+        found = {
+            name: pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["job"])
+            for name, rows in frames.items()
+        }
+        if frames["edge_onsets"]:
+            found["edge_onsets"] = found["edge_onsets"].merge(pairs(found["edge_runs"]), on=RUN)
+        return found
+
+    def _add_run(
+        self, frames: dict[str, list[pd.DataFrame]], run: RunLabel, record: Record, results: Results
+    ) -> None:
+        job, main = self.pretrain(run), _main(run)
+        twin = results(self.pretrain(main))
+        own = self.milestones(run, record)
+        theirs = self.milestones(main, twin) if twin is not None else Milestones(*[float("nan")] * 3)
+        labels = {"job": job.key[:12], **vars(run), "source": "edge"}
+        marks = {**vars(own), "horizon": theirs.rise, "deadline": theirs.grokked}
+        frames["edge_runs"].append(pd.DataFrame([labels | {"status": record.manifest["status"]} | marks]))
+        if (found := results(self._windows(job))) is not None:
+            rows = _with_curves(pd.DataFrame(found.metrics), record).assign(**labels, **marks)
+            rows["phase"] = _phases(rows["step"].to_numpy(), own)
+            frames["edge_windows"].append(rows)
+        if (found := results(self._onsets(job))) is not None:
+            frames["edge_onsets"].append(
+                pd.DataFrame(found.metrics).assign(**labels | {"source": found.metrics["source"]})
+            )
+        for probe in self._modes(run):
+            if (found := results(probe)) is not None:
+                frames["edge_modes"].append(
+                    pd.DataFrame(found.metrics).assign(**labels, **marks, step=probe.step)
+                )
+        if self.forgets(run):
+            self._add_forgetting(frames, self.finetune(run), {**vars(run), "source": "edge"}, results)
+
+    def _add_forgetting(
+        self, frames: dict[str, list[pd.DataFrame]], tuned: Finetune, labels: dict[str, Any], results: Results
+    ) -> None:
+        record, windows = results(tuned), results(self._windows(tuned))
+        if record is not None and windows is not None:
+            rows = _with_curves(pd.DataFrame(windows.metrics), record)
+            names = {"job": tuned.key[:12], "condition": "finetuned", "phase": "forgetting"}
+            frames["edge_windows"].append(rows.assign(**labels | names))
+
+
+TABLES = ("edge_runs", "edge_windows", "edge_onsets", "edge_modes")
+
+
+def _main(run: RunLabel) -> RunLabel:
+    """The main run beside a run."""
+    return RunLabel(run.task, run.arm, "main", run.seed)
+
+
+def _phases(step: np.ndarray, at: Milestones) -> np.ndarray:
+    """The phase of windows that end at ``step``: fitting, plateau, transition, after; in a run that does not generalize
+    the plateau lasts."""
+    out = np.full(len(step), "fitting", dtype=object)
+    if np.isfinite(at.memorized):
+        out[step > at.memorized] = "plateau"
+    if np.isfinite(at.grokked):
+        out[step > (at.rise if np.isfinite(at.rise) else 0)] = "transition"
+        out[step > at.grokked] = "after"
+    return out
+
+
+def _with_curves(windows: pd.DataFrame, record: Record) -> pd.DataFrame:
+    """Windows with accuracy and loss at the last evaluation up to each one's end."""
+    windows = windows.sort_values(["step", "set"], kind="stable")
+    return pd.merge_asof(windows, accuracy_curves(record), on="step")
+
+
+def accuracy_curves(record: Record) -> pd.DataFrame:
+    """``step``, ``train`` and ``heldout`` accuracy, and ``train_loss`` and ``heldout_loss`` (nats per scored token):
+    means over slices that end in /train and over the held-out goal slices of the language that is trained on."""
+    table = pd.DataFrame(record.metrics)
+    table = table[table["role"] == ("new" if "new" in set(table["role"]) else "old")]
+    heldout = table[(table["goal"] != "") & table["slice"].str.endswith("/heldout")]
+    rule = {name.rsplit("/", 1)[0] for name in set(heldout["slice"])}
+    train = table[table["slice"].isin([f"{name}/train" for name in rule])]
+    out = pd.DataFrame({"step": sorted(set(table["step"]))}).set_index("step")
+    for name, rows in (("train", train), ("heldout", heldout)):
+        means = rows.groupby("step")[["accuracy", "loss"]].mean()
+        out[name], out[f"{name}_loss"] = means["accuracy"], means["loss"]
+    return out.reset_index().astype({"step": "int64"})

@@ -1,0 +1,161 @@
+"""Figures of memorization item by item and of small data: their numbers, and that nothing is clipped."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from synthlm import figures
+from synthlm.statistics import bootstrap_interval
+from synthlm.table import write_csv
+
+NAMES = ("counterfactual", "exposure", "capacity", "small_data")
+
+
+@pytest.fixture
+def generator():
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def _counterfactual(generator, seeds, optimizers):
+    rows = []
+    for optimizer in optimizers:
+        for seed in range(seeds):
+            for item in range(30):
+                slice_ = ("exceptions/rule/train", "exceptions/exception", "exceptions/rule/heldout")[
+                    item // 10
+                ]
+                held = slice_.endswith("heldout")
+                rows.append(
+                    {
+                        "job": "0" * 12, "seed": seed, "optimizer": optimizer, "lr": 0.01, "models": 20,
+                        "slice": slice_, "item": item, "n_with": 0 if held else 10, "n_without": 10,
+                        "with_item": 1.0, "without_item": 0.5, "error": 0.1,
+                        "score": math.nan if held else generator.uniform(-0.2, 1),
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _exposure(generator, seeds, optimizers):
+    rows = [
+        {
+            "job": "0" * 12, "seed": seed, "optimizer": optimizer, "lr": 0.01, "models": 1, "item": item, "loss": 1.0,
+            "right": 0.5, "exact": 0, "repeats": repeats, "references": 255, "exposure": generator.uniform(0, 8),
+        }
+        for optimizer in optimizers
+        for seed in range(seeds)
+        for repeats in (0.5, 1.0, 4.0)
+        for item in range(4)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _capacity(generator, seeds, optimizers):
+    rows = [
+        {
+            "job": "0" * 12, "seed": seed, "optimizer": optimizer, "lr": 0.01, "models": 1, "items": items,
+            "parameters": 1000, "exact_bits": 10.0 * items, "bits": min(10.0 * items, 1700.0 + 50 * seed),
+            "net_bits": 1.0, "recall": 0.5, "exposures": 1000 / items,
+        }
+        for optimizer in optimizers
+        for seed in range(seeds)
+        for items in (16, 64, 256, 1024)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _small_data(generator, seeds, optimizers):
+    rows = [
+        {
+            "job": "0" * 12, "seed": seed, "base": base, "arm": arm, "language": language, "examples": examples,
+            "lr": lr, "chosen": lr == 0.2, "status": "done", "step": 10, "loss": 1.0, "n": 300,
+            "train_accuracy": 1.0, "kept": 0.3, "accuracy": generator.uniform(0, 1),
+        }
+        for language in ("new-cipher", "new-reverse")
+        for base in optimizers
+        for arm in optimizers
+        for examples in (16, 64, 256)
+        for seed in range(seeds)
+        for lr in (0.1, 0.2)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+MAKERS = dict(zip(NAMES, (_counterfactual, _exposure, _capacity, _small_data), strict=True))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_drawn_from_csv_alone_and_nothing_clipped(name, seeds, generator, tmp_path):
+    module = figures.get(name)
+    for optimizers in (("adamw", "muon"), ("adamw", "muon", "sgd")):
+        data = module.data(MAKERS[name](generator, seeds, optimizers))
+        assert tuple(data.columns) == module.COLUMNS
+        write_csv(data, tmp_path / "data.csv")
+        again = figures.load(name, tmp_path / "data.csv")
+        pd.testing.assert_frame_equal(again, data, check_exact=True, check_dtype=False)
+        assert ("n = 1 seed" if seeds == 1 else f"n = {seeds}") in module.caption(again)
+        _assert_inside(module.draw(again))
+
+
+def _assert_inside(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    width, height = canvas.get_width_height()
+    ticks = {label for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]}
+    for text in set(figure.findobj(Text)) - ticks:
+        box = text.get_window_extent(renderer)
+        if text.get_visible() and text.get_text().strip() and box.width > 1:
+            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+            assert inside, f"{text.get_text()!r} runs out of the figure"
+    for legend in figure.legends:
+        frame = legend.get_window_extent(renderer)
+        assert frame.x0 >= -1
+        assert frame.x1 <= width + 1
+        for ax in figure.axes:
+            assert not ax.get_window_extent(renderer).overlaps(frame), "the legend lies on the data"
+
+
+def test_slice_means_are_over_items_that_have_a_score(generator):
+    table = _counterfactual(generator, 3, ("adamw",))
+    data = figures.get("counterfactual").data(table)
+    assert set(data["slice"]) == {"exceptions/rule/train", "exceptions/exception"}
+    mine = table[table["slice"] == "exceptions/exception"]
+    expected = bootstrap_interval(mine.groupby("seed")["score"].mean())
+    row = data[data["slice"] == "exceptions/exception"].iloc[0]
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+
+
+def test_canaries_of_a_seed_count_as_one(generator):
+    table = _exposure(generator, 3, ("adamw",))
+    data = figures.get("exposure").data(table)
+    assert set(data["n"]) == {3}
+    row = data[(data["repeats"] == 4) & (data["seed"] == 1)].iloc[0]
+    assert row["exposure"] == pytest.approx(
+        table[(table["repeats"] == 4) & (table["seed"] == 1)]["exposure"].mean()
+    )
+
+
+def test_plateaus_are_bits_per_parameter(generator):
+    data = figures.get("capacity").data(_capacity(generator, 3, ("adamw",)))
+    levels = data.groupby("seed")["plateau"].first()
+    assert levels.tolist() == pytest.approx([1.7, 1.75, 1.8])
+    assert data["seen"].all()
+    short = _capacity(generator, 1, ("adamw",))
+    short = short[short["items"] <= 64]
+    assert not figures.get("capacity").data(short)["seen"].any()
+
+
+def test_only_chosen_rates_are_shown(generator):
+    data = figures.get("small_data").data(_small_data(generator, 2, ("adamw", "muon")))
+    assert set(data["lr"]) == {0.2}
+    assert len(data) == 2 * 2 * 2 * 3 * 2
