@@ -108,6 +108,14 @@ class ModuleObjective(PositionObjective):
     Raises:
         InputError: when nothing is scored.
         ValueError: when a slice has no scored position, or logits do not fit the targets.
+
+    Example:
+        >>> import torch
+        >>> from synthlm.analysis.hessian import Hessian
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> objective = ModuleObjective(module, [(torch.randn(8, 3), torch.randint(0, 2, (8,)))])
+        >>> Hessian(objective, objective.flat, "matrix")(torch.randn(5, 12)).shape
+        torch.Size([5, 12])
     """
 
     run_axis = False

@@ -89,8 +89,8 @@ def worst_case(
     """The perturbation of highest loss found in each of ``runs`` balls around ``base [param]``.
 
     Projected steepest ascent: d <- project(d + rate * ascend(gradient)), with a rate that falls from 1 linearly to
-    1/steps, so that the first step reaches the boundary and later ones refine. Starts are the balls' steps along Gaussian
-    draws: the first close to the centre, the others on the boundary. Runs go ``width`` side by side.
+    1/steps, so that the first step reaches the boundary and later ones refine. Starts are the balls' steps along
+    Gaussian draws: the first close to the centre, the others on the boundary. Runs go ``width`` side by side.
 
     Args:
         ball: of ``runs`` radii.

@@ -1,10 +1,10 @@
 """Basins: how far weights can move before a score falls, along random, worst and finetuning directions.
 
-Sizes are per coordinate: at ``sigma`` a direction d of length sqrt(number of parameters) is walked to ``w + sigma d``. So the
-three cases of arXiv 2505.17646 lie on one axis: most-case d ~ N(0, I), not normalized (its code); worst-case
-``||d||^2 = `` number of parameters, here sought by projected ascent over the whole ball (a secondary account of the paper);
-finetuning-case the update rescaled to that length (its code). A noise of one sigma for all parameters is not invariant
-to rescaling them; ``directions.times_rms`` gives draws whose sigma is relative to each tensor's own size.
+Sizes are per coordinate: at ``sigma`` a direction d of length sqrt(number of parameters) is walked to ``w + sigma d``.
+So the three cases of arXiv 2505.17646 lie on one axis: most-case d ~ N(0, I), not normalized (its code); worst-case
+``||d||^2 = `` number of parameters, here sought by projected ascent over the whole ball (a secondary account of the
+paper); finetuning-case the update rescaled to that length (its code). A noise of one sigma for all parameters is not
+invariant to rescaling them; ``directions.times_rms`` gives draws whose sigma is relative to each tensor's own size.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthlm.analysis import directions, landscape
+from synthlm.analysis import landscape
 from synthlm.analysis.ascent import EuclideanBall, worst_case
 from synthlm.analysis.landscape import Scores
 from synthlm.analysis.objective import Objective
@@ -50,8 +50,9 @@ class Profile:
 class Width:
     """A basin's width with a bootstrap interval over ``n`` directions (NaN ends for one direction).
 
-    ``bound``: ``at least`` when the score never fell by the tolerance on the grid (the value is the last sigma), ``at most``
-    when it had at the first sigma (the value is that one), else empty. The ends of the interval are cut off at the grid alike.
+    ``bound``: ``at least`` when the score never fell by the tolerance on the grid (the value is the last sigma), ``at
+    most`` when it had at the first sigma (the value is that one), else empty. The ends of the interval are cut off at
+    the grid alike.
     """
 
     value: float
@@ -87,14 +88,12 @@ def worst_profile(
 ) -> Profile:
     """Scores at the worst point found within the l2 ball of radius ``sigma * sqrt(param)``, one direction.
 
-    Ascent climbs the mean loss over all scored positions. A smaller ball lies within a larger one, so what is given for a
-    sigma is the highest loss, and apart from it the lowest accuracy, found up to there.
+    Ascent climbs the mean loss over all scored positions. A smaller ball lies within a larger one, so what is given for
+    a sigma is the highest loss, and apart from it the lowest accuracy, found up to there.
     """
     sigmas = sorted(sigmas)
     radii = torch.tensor(sigmas, dtype=base.dtype, device=base.device) * math.sqrt(len(base))
-    found, _ = worst_case(
-        objective, base, EuclideanBall(radii), len(sigmas), generator, steps, starts, width
-    )
+    found, _ = worst_case(objective, base, EuclideanBall(radii), len(sigmas), generator, steps, starts, width)
     scores = landscape.score(objective, base + found, width)
     worst = Scores(scores.loss.cummax(0).values[None], scores.accuracy.cummin(0).values[None])
     return Profile(tuple(sigmas), _centre(objective, base), worst)
@@ -152,15 +151,14 @@ def width(sigmas: Sequence[float], falls: NDArray[np.float64], tolerance: float)
 
     Returns:
         The crossing, interpolated between neighbouring sigmas (as a power law where both falls are positive: exact for
-        a quadratic), and its interval over directions: BCa bootstrap with a fixed generator, or percentile where BCa is undefined.
+        a quadratic), and its interval over directions: BCa bootstrap with a fixed generator, or percentile where BCa is
+        undefined.
     """
     grid = np.asarray(sigmas, dtype=float)
     n = len(falls)
     value = float(crossing(grid, falls.mean(0), tolerance))
     mean = falls.mean(0)
-    bound: Bound = (
-        "at most" if mean[0] > tolerance else "at least" if not (mean > tolerance).any() else ""
-    )
+    bound: Bound = "at most" if mean[0] > tolerance else "at least" if not (mean > tolerance).any() else ""
     if n < 2:
         return Width(value, math.nan, math.nan, n, bound)
 
@@ -181,7 +179,9 @@ def width(sigmas: Sequence[float], falls: NDArray[np.float64], tolerance: float)
     return Width(value, low, high, n, bound)
 
 
-def crossing(sigmas: NDArray[np.float64], falls: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
+def crossing(
+    sigmas: NDArray[np.float64], falls: NDArray[np.float64], tolerance: float
+) -> NDArray[np.float64]:
     """``[...]``: where each of ``falls [..., sigma]`` first exceeds ``tolerance``; cut off at the ends of the grid."""
     above = falls > tolerance
     right = np.where(above.any(-1), above.argmax(-1), len(sigmas) - 1)

@@ -26,10 +26,13 @@ def load_causal_lm(folder: Path | str) -> nn.Module:
         raise InputError(f"checkpoint: {folder} has no config.json; save_pretrained writes one")
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError:
         raise InputError(
             "checkpoint: a Hugging Face folder needs the package transformers (pip install transformers)"
         ) from None
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, attn_implementation="eager", dtype=torch.float32
@@ -38,6 +41,9 @@ def load_causal_lm(folder: Path | str) -> nn.Module:
         raise InputError(
             f"checkpoint: {folder} cannot be loaded as a causal language model ({error})"
         ) from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def causal_lm_objective(
@@ -63,6 +69,13 @@ def causal_lm_objective(
 
     Raises:
         InputError: when the tokens do not fit the model's vocabulary or length, or nothing is left to score.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8))
+        >>> objective = causal_lm_objective(model, torch.randint(0, 20, (4, 6)))
+        >>> objective.losses(objective.flat[None]).shape
+        torch.Size([1, 1])
     """
     config: Any = module.config
     pad = getattr(config, "pad_token_id", None) if pad is None else pad

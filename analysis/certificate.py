@@ -1,9 +1,9 @@
 """What a score under Gaussian weight noise guarantees for every model within a distance (randomized smoothing).
 
 With ``p = E S(w + noise)`` for a 0/1 score S and noise N(0, sigma^2 I), every v obeys
-``E S(v + noise) >= Phi(Phi^-1(p) - ||v - w|| / sigma)`` (Cohen et al. 2019, arXiv 1902.02918, by Neyman-Pearson; applied to
-weights after arXiv 2505.17646). The expectation is over examples too: the likelihood ratio depends on the noise alone.
-It speaks of the *noised* model v, not of v itself.
+``E S(v + noise) >= Phi(Phi^-1(p) - ||v - w|| / sigma)`` (Cohen et al. 2019, arXiv 1902.02918, by Neyman-Pearson;
+applied to weights after arXiv 2505.17646). The expectation is over examples too: the likelihood ratio depends on the
+noise alone. It speaks of the *noised* model v, not of v itself.
 """
 
 import math

@@ -34,7 +34,7 @@ def gradient(objective: Objective, flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def per_matrix(layout: Layout, flat: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``[run, matrix]``: a function ``[run, stack, out, in] -> [run, stack]`` of every hidden matrix, in layout order."""
+    """``[run, matrix]``: a function ``[run, stack, out, in] -> [run, stack]`` of every hidden matrix, in order."""
     return torch.cat([function(block.view(flat)) for block in layout.blocks()], dim=1)
 
 
@@ -102,7 +102,8 @@ def native_unit(layout: Layout, geometry: Geometry) -> float:
 def filter_normalized(layout: Layout, d: Tensor, base: Tensor) -> Tensor:
     """Every filter of ``d [run, param]`` at the norm of the base's filter; parameters with one axis zero.
 
-    A filter is a row: one output's weights, or one token's embedding. Source: Li et al. 2018, arXiv 1712.09913, section 4.
+    A filter is a row: one output's weights, or one token's embedding. Source: Li et al. 2018, arXiv 1712.09913, section
+    4.
     """
     here, wanted = layout.views(d), layout.views(base[None])
     out = {}
@@ -121,16 +122,15 @@ def filter_normalized(layout: Layout, d: Tensor, base: Tensor) -> Tensor:
 def times_rms(layout: Layout, d: Tensor, base: Tensor) -> Tensor:
     """Every parameter tensor of ``d [run, param]`` times the root mean square of the base's: a scale-free sigma.
 
-    Rescaling a tensor of the model then rescales its noise alike, which a noise of one sigma for all does not. Our choice.
+    Rescaling a tensor of the model then rescales its noise alike, which a noise of one sigma for all does not. Our
+    choice.
     """
     wanted = layout.views(base[None])
     pieces = layout.views(d)
-    return layout.join(
-        {name: piece * wanted[name].square().mean().sqrt() for name, piece in pieces.items()}
-    )
+    return layout.join({name: piece * wanted[name].square().mean().sqrt() for name, piece in pieces.items()})
 
 
 def of_length(d: Tensor, length: Tensor | float) -> Tensor:
-    """Each whole vector of ``d [run, param]`` rescaled to the l2 norm ``length`` (``[run]`` or a number); zero stays zero."""
+    """Each whole vector of ``d [run, param]`` at l2 norm ``length`` (``[run]`` or a number); zero stays zero."""
     size = torch.linalg.vector_norm(d, dim=1)
     return d * torch.where(size > 0, length / size, torch.zeros_like(size))[:, None]

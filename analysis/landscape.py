@@ -1,7 +1,7 @@
 """Loss and accuracy along lines and on planes through a weight vector.
 
-Every point is made from a copy of the centre, never by undoing a perturbation, and many are evaluated side by side on the
-run axis. Scores are absolute.
+Every point is made from a copy of the centre, never by undoing a perturbation, and many are evaluated side by side on
+the run axis. Scores are absolute.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,9 +56,7 @@ def score(objective: Objective, flats: Tensor | Iterable[Tensor], width: int = 8
     return Scores(found[:, 0], found[:, 1])
 
 
-def lines(
-    objective: Objective, base: Tensor, rays: Tensor, radii: Sequence[float], width: int = 8
-) -> Scores:
+def lines(objective: Objective, base: Tensor, rays: Tensor, radii: Sequence[float], width: int = 8) -> Scores:
     """Scores ``[ray, radius, slice]`` at ``base + radius * ray`` for each of ``rays [ray, param]`` and each radius."""
 
     def points() -> Iterator[Tensor]:
@@ -85,7 +83,8 @@ def worst_lines(
 
     Args:
         ascended: the objective whose loss the ascent climbs; ``objective`` is what is then scored.
-        kind: ``relative``: the largest ball of the geometry within the Frobenius ball of so many times each matrix's own
+        kind: ``relative``: the largest ball of the geometry within the Frobenius ball of so many times each matrix's
+        own
             norm; ``native``: the ball of so much norm in every matrix.
     """
     layout = objective.layout

@@ -15,7 +15,8 @@ STATISTICS = ("mean", "low", "high", "n", "interval")
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
     """One row for each combination of ``keys``: the mean over seeds of ``column`` and its bootstrap interval.
 
-    Rows of one seed are averaged first. Columns keys, mean, low, high, n (seeds), interval (its method), sorted by keys.
+    Rows of one seed are averaged first. Columns keys, mean, low, high, n (seeds), interval (its method), sorted by
+    keys.
     """
     if table.empty:
         return pd.DataFrame(columns=[*keys, *STATISTICS])

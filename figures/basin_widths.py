@@ -13,13 +13,14 @@ NAME = "basin_widths"
 STUDY = "mechanism"
 TABLE = "basins"
 COLUMNS = (
-    "panel", "base", "base_optimizer", "variant", "perturb", "tolerance", "seed", "width", "bound", *STATISTICS,
+    "panel", "base", "base_optimizer", "variant", "perturb", "tolerance", "seed", "width", "bound",
+    *STATISTICS,
 )  # fmt: skip
 
 PANELS = {
-    "most/absolute": "most case\nσ per coordinate",
-    "most/relative": "most case\nσ in each tensor's RMS",
-    "worst/absolute": "worst case\nσ per coordinate",
+    "most/absolute": "most case\nsigma per coordinate",
+    "most/relative": "most case\nsigma in each tensor's RMS",
+    "worst/absolute": "worst case\nsigma per coordinate",
 }
 
 
@@ -44,7 +45,9 @@ def draw(data: pd.DataFrame) -> Figure:
     order = [
         (base, variant)
         for base in style.base_order(list(data["base"]))
-        for variant in sorted(set(data[data["base"] == base]["variant"]), key=lambda name: (name != "plain", name))
+        for variant in sorted(
+            set(data[data["base"] == base]["variant"]), key=lambda name: (name != "plain", name)
+        )
     ]
     panels = [panel for panel in PANELS if (data["panel"] == panel).any()]
     figure = style.new_figure(1.4 + 1.95 * len(panels), 1.1 + 0.32 * len(order))
@@ -98,13 +101,14 @@ def caption(data: pd.DataFrame) -> str:
     """What is shown, how many seeds, what the intervals are."""
     tolerance = ", ".join(f"{value:g}" for value in sorted(set(data["tolerance"])))
     text = (
-        f"Basin widths of pretrained bases: the σ at which accuracy on the old language has fallen by {tolerance}, for"
-        " Gaussian noise of one σ for all parameters, for noise relative to each tensor's root mean square, and for the"
-        " worst point that projected ascent found (an upper bound of that width)."
+        "Basin widths of pretrained bases: the sigma at which accuracy on the old language has fallen by"
+        f" {tolerance}, for Gaussian noise of one sigma for all parameters, for noise relative to each"
+        " tensor's root mean square, and for the worst point that projected ascent found (an upper bound of"
+        " that width)."
     )
     if (data["variant"] != "plain").any():
         text += (
-            " Hollow: the same base trained again with gradients taken at perturbed weights, or a control with as much"
-            " compute."
+            " Hollow: the same base trained again with gradients taken at perturbed weights, or a control"
+            " with as much compute."
         )
     return f"{text} {interval_text(int(data['n'].max()), set(data['interval']))}"

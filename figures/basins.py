@@ -50,7 +50,9 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
         if len(found):
             values = [centre[key] for key in zip(found["base"], found["line"], strict=True)]
             frames.append(found.assign(panel=panel, centre=values))
-    return pd.concat(frames, ignore_index=True)[list(COLUMNS)] if frames else pd.DataFrame(columns=list(COLUMNS))
+    return (
+        pd.concat(frames, ignore_index=True)[list(COLUMNS)] if frames else pd.DataFrame(columns=list(COLUMNS))
+    )
 
 
 @style.styled
@@ -72,7 +74,7 @@ def draw(data: pd.DataFrame) -> Figure:
                 ax.set_ylabel(f"{PANELS[panel]}\naccuracy", fontsize=8)
     for ax in axes[-1]:
         ax.set_xscale("log")
-        ax.set_xlabel("σ per coordinate")
+        ax.set_xlabel("sigma per coordinate")
     axes[0, 0].set_ylim(-0.04, 1.06)
     shown = [line for line in LINES if (data["line"] == line).any()]
     handles = [Line2D([], [], color=LINES[line][1], linestyle=LINES[line][2]) for line in shown]
@@ -92,9 +94,10 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
 def caption(data: pd.DataFrame) -> str:
     """What is shown, how many seeds, what the bands are."""
     return (
-        "Accuracy (mean over goal slices) at weights + σ d. Top, on the old language around each base: d Gaussian, not"
-        " normalized (most case, mean over draws); d the update of full finetuning, rescaled to the length that the Gaussian has on"
-        " average (mean over models); and the worst point that projected ascent found in the ball of that length. Bottom,"
-        " around models that were finetuned in full with the base's own optimizer: Gaussian d, on the old and on the new"
+        "Accuracy (mean over goal slices) at weights + sigma d. Top, on the old language around each base:"
+        " d Gaussian, not normalized (most case, mean over draws); d the update of full finetuning,"
+        " rescaled to the length that the Gaussian has on average (mean over models); and the worst point"
+        " that projected ascent found in the ball of that length. Bottom, around models that were finetuned"
+        " in full with the base's own optimizer: Gaussian d, on the old and on the new"
         " language. " + interval_text(int(data["n"].max()), set(data["interval"]))
     )

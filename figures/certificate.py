@@ -13,14 +13,14 @@ NAME = "certificate"
 STUDY = "mechanism"
 TABLE = "certificate"
 COLUMNS = (
-    "base", "seed", "arm", "language", "method", "optimizer", "sigma", "distance", "accuracy", "noised", "low",
-    "radius", "weak_radius", "fall", "bound", "trials", "best", "n",
+    "base", "seed", "arm", "language", "method", "optimizer", "sigma", "distance", "accuracy", "noised",
+    "low", "radius", "weak_radius", "fall", "bound", "trials", "best", "n",
 )  # fmt: skip
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a model, seed and sigma; arm is empty for the base. ``best``: the sigma with the largest certified radius of a
-    base and seed. ``n``: seeds of the base."""
+    """One row a model, seed and sigma; arm is empty for the base. ``best``: the sigma with the largest certified radius
+    of a base and seed. ``n``: seeds of the base."""
     names = {name: name.removeprefix("of_") for name in table.columns if name.startswith("of_")}
     rows = table.drop(columns=["language", "arm"]).rename(columns=names)
     own = rows[rows["arm"] == ""]
@@ -74,9 +74,7 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
         ax.axvline(row.radius, color="#E69F00", linewidth=3, alpha=0.6, zorder=1)
     for row in cell[cell["arm"] != ""].itertuples():
         ink = style.color(str(row.optimizer))
-        ax.plot(
-            [row.distance, row.distance], [row.noised, row.accuracy], color=ink, linewidth=0.6, alpha=0.6
-        )
+        ax.plot([row.distance, row.distance], [row.noised, row.accuracy], color=ink, linewidth=0.6, alpha=0.6)
         ax.plot(row.distance, row.accuracy, "o", color=ink, markersize=3.2, markerfacecolor="white", zorder=4)
         ax.plot(row.distance, row.noised, "o", color=ink, markersize=3.2, zorder=3)
 
@@ -89,12 +87,16 @@ def caption(data: pd.DataFrame) -> str:
     kept = (tuned["noised"] < tuned["bound"]).sum()
     fall = ", ".join(f"{value:g}" for value in sorted(set(data["fall"])))
     n = int(data["n"].max())
-    shares = f"{ratio.min():.2g} to {ratio.max():.2g} (median {ratio.median():.2g})" if len(ratio) else "unknown"
+    shares = (
+        f"{ratio.min():.2g} to {ratio.max():.2g} (median {ratio.median():.2g})" if len(ratio) else "unknown"
+    )
     return (
-        "Old accuracy that randomized smoothing certifies, with confidence 95%, for every model at a distance from the base"
-        " (black; a curve a seed, at the noise with the largest certified radius), the radius within which noised accuracy is"
-        f" certified to lie at most {fall} below the base's own, and the finetuned models at their actual distances, under the same noise (filled) and without"
-        f" (hollow). Certified radius over actual distance: {shares}: at real finetuning distances the guarantee is"
-        f" {'empty' if len(ratio) and ratio.max() < 1 else 'not empty throughout'}. {int(kept)} of {len(tuned)} models lie below the"
-        f" certified accuracy at their distance. n = {n} seed{'' if n == 1 else 's'}; every model is shown, no interval."
+        "Old accuracy that randomized smoothing certifies, with confidence 95%, for every model at a"
+        " distance from the base (black; a curve a seed, at the noise with the largest certified radius),"
+        f" the radius within which noised accuracy is certified to lie at most {fall} below the base's own,"
+        " and the finetuned models at their actual distances, under the same noise (filled) and without"
+        f" (hollow). Certified radius over actual distance: {shares}: at real finetuning distances the"
+        f" guarantee is {'empty' if len(ratio) and ratio.max() < 1 else 'not empty throughout'}. {int(kept)}"
+        f" of {len(tuned)} models lie below the certified accuracy at their distance. n = {n}"
+        f" seed{'' if n == 1 else 's'}; every model is shown, no interval."
     )

@@ -107,11 +107,12 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
 def caption(data: pd.DataFrame) -> str:
     """What is shown, how many seeds, what the bands are."""
     return (
-        "Loss on the pretraining language (mean over its goal slices) at a distance from the base, along directions that move"
-        " every hidden matrix by the same share of its own Frobenius norm (the radius). Top: the unit step that descends the"
-        " finetuning loss steepest in each geometry (max: sign of the gradient; spectral: its polar factor; frobenius: the"
-        " gradient), mean over finetuning languages. Middle: the highest loss that projected ascent found in each geometry's"
-        " ball within that Frobenius ball. Bottom: the update of full finetuning by each optimizer, rescaled. Dotted:"
+        "Loss on the pretraining language (mean over its goal slices) at a distance from the base, along"
+        " directions that move every hidden matrix by the same share of its own Frobenius norm (the"
+        " radius). Top: the unit step that descends the finetuning loss steepest in each geometry (max:"
+        " sign of the gradient; spectral: its polar factor; frobenius: the gradient), mean over finetuning"
+        " languages. Middle: the highest loss that projected ascent found in each geometry's ball within"
+        " that Frobenius ball. Bottom: the update of full finetuning by each optimizer, rescaled. Dotted:"
         " Gaussian directions, mean over draws. Thick: the geometry or optimizer of the base itself. "
         + interval_text(int(data["n"].max()), set(data["interval"]))
     )

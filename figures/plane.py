@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
 from synthlm.figures import style
@@ -10,7 +11,9 @@ from synthlm.figures import style
 NAME = "plane"
 STUDY = "mechanism"
 TABLE = "plane"
-COLUMNS = ("base", "role", "what", "label", "optimizer", "x", "y", "accuracy", "loss", "language", "seed", "n")
+COLUMNS = (
+    "base", "role", "what", "label", "optimizer", "x", "y", "accuracy", "loss", "language", "seed", "n",
+)  # fmt: skip
 
 ROLES = {"old": "old language", "new": "new language"}
 LEVELS = np.linspace(0, 1, 11)
@@ -50,7 +53,7 @@ def draw(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_cell(ax: Axes, cell: pd.DataFrame) -> object:
+def _draw_cell(ax: Axes, cell: pd.DataFrame) -> QuadContourSet:
     grid = cell[cell["what"] == "grid"].pivot_table(index="y", columns="x", values="accuracy")
     image = ax.contourf(grid.columns, grid.index, grid.to_numpy(), LEVELS, cmap="viridis", vmin=0, vmax=1)
     ax.contour(
@@ -77,8 +80,9 @@ def caption(data: pd.DataFrame) -> str:
     languages = ", ".join(sorted(set(data["language"].dropna().astype(str))))
     seeds = ", ".join(str(seed) for seed in sorted(set(data["seed"])))
     return (
-        "Accuracy (mean over goal slices) on the plane through a base and two models finetuned from it in full, at their best"
-        f" learning rates, by the base's own optimizer (on the horizontal axis) and by another; new language: {languages}."
-        " Axes are l2 distances in weight space along an orthonormal basis; white lines: accuracy 0.9 (solid) and 0.5"
-        f" (broken). One seed ({seeds}; n = 1): an illustration, without an interval."
+        "Accuracy (mean over goal slices) on the plane through a base and two models finetuned from it in"
+        " full, at their best learning rates, by the base's own optimizer (on the horizontal axis) and by"
+        f" another; new language: {languages}. Axes are l2 distances in weight space along an orthonormal"
+        f" basis; white lines: accuracy 0.9 (solid) and 0.5 (broken). One seed ({seeds}; n = 1): an"
+        " illustration, without an interval."
     )

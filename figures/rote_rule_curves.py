@@ -37,7 +37,7 @@ def draw(data: pd.DataFrame) -> Figure:
     sizes = {name: sorted(data[data["language"] == name]["items"].unique()) for name in languages}
     columns = max(map(len, sizes.values()))
     side = max(0.15, (5.4 - 1.5 * columns - 0.75) / 2)
-    figure, axes = style.grid_figure(len(languages), columns, (1.5, 1.35), (0.75 + side, side, 0.35, 1.05))
+    figure, axes = style.grid_figure(len(languages), columns, (1.5, 1.35), (0.75 + side, side, 0.15, 1.05))
     names = cells.optimizers(data)
     for i, language in enumerate(languages):
         here = data[data["language"] == language]
@@ -60,7 +60,9 @@ def draw(data: pd.DataFrame) -> Figure:
                             linestyle=dash,
                             linewidth=1.5 if goal == "rule" else 1.2,
                         )
-            ax.set_title(f"{sizes[language][j]} examples", fontsize=8, pad=3)
+            ax.text(
+                0.05, 0.94, f"{sizes[language][j]} examples", transform=ax.transAxes, fontsize=7, va="top"
+            )
         share = cells.share_text(here["rote_share"].iloc[0])
         axes[i, 0].set_ylabel(f"{language}\n({share})\naccuracy", fontsize=8)
     for ax in axes.ravel():

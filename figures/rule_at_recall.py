@@ -35,13 +35,18 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
     languages = list(dict.fromkeys(data["language"]))
-    rows = [(level, share) for level in LEVELS for share in sorted(data["rote_share"].unique())]
+    shares = {name: sorted(data[data["language"] == name]["rote_share"].unique()) for name in languages}
+    rows = [(level, place) for level in LEVELS for place in range(max(map(len, shares.values())))]
     side = max(0.15, (5.4 - 1.65 * len(languages) - 0.85) / 2)
     figure, axes = style.grid_figure(len(rows), len(languages), (1.65, 1.4), (0.85 + side, side, 0.3, 1.0))
     names = cells.optimizers(data)
-    for i, (level, share) in enumerate(rows):
+    for i, (level, place) in enumerate(rows):
         for j, language in enumerate(languages):
             ax = axes[i, j]
+            if place >= len(shares[language]):
+                ax.set_visible(False)
+                continue
+            share = shares[language][place]
             panel = data[
                 (data["language"] == language)
                 & (data["rote_share"] == share)
@@ -65,8 +70,13 @@ def draw(data: pd.DataFrame) -> Figure:
                 ax.set_xticks(items, [str(n) for n in items])
                 ax.set_xlim(items[0] / 1.4, items[-1] * 1.4)
             ax.minorticks_off()
-    for ax in axes[-1]:
-        ax.set_xlabel("examples of the rule")
+        left = next(ax for ax in axes[i] if ax.get_visible())
+        left.set_ylabel(f"rule accuracy\nat {level:.0%} recall", fontsize=8)
+        left.tick_params(labelleft=True)
+    for column in axes.T:
+        last = [ax for ax in column if ax.get_visible()][-1]
+        last.set_xlabel("rule examples")
+        last.tick_params(labelbottom=True)
     axes[0, 0].set_ylim(-0.04, 1.05)
     axes[0, 0].set_yticks([0, 0.5, 1])
     entries, labels = cells.handles(names)

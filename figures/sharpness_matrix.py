@@ -21,15 +21,21 @@ COLUMNS = (
 )  # fmt: skip
 
 PANELS = {
-    "unit": ("curvature", "native", "curvature along unit steps\nof the geometry (nats)"),
+    "unit": ("new", "native", "curvature", "curvature along unit steps\nof the finetuning gradient (nats)"),
     "equal": (
-        "curvature",
+        "new",
         "relative",
-        "curvature along steps of equal\nFrobenius norm, relative to weights (nats)",
+        "curvature",
+        "same, at equal Frobenius norm\nrelative to the weights (nats)",
     ),
-    "critical": ("critical", "native", "critical sharpness along\nunit steps (2 / step)"),
+    "critical": (
+        "old",
+        "native",
+        "critical",
+        "critical sharpness along unit\nsteps of the old gradient (2 / step)",
+    ),
 }
-"""Panel -> quantity, kind of step, title."""
+"""Panel -> gradient, kind of step, quantity, title. Critical sharpness needs a direction in which the old loss falls."""
 
 ORDER = ("max", "spectral", "frobenius")
 
@@ -42,8 +48,8 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
     seeds whose value is not positive, and has no logarithm.
     """
     records = []
-    for panel, (quantity, kind, _) in PANELS.items():
-        rows = table[(table["gradient"] == "new") & (table["kind"] == kind)]
+    for panel, (gradient, kind, quantity, _) in PANELS.items():
+        rows = table[(table["gradient"] == gradient) & (table["kind"] == kind)]
         mean = rows.groupby(["base", "own", "geometry", "seed"])[quantity].mean()
         log = np.log(mean.where(mean > 0)).rename("value").reset_index()
         of_base = log.groupby(["base", "seed"])["value"].transform("mean")
@@ -67,7 +73,7 @@ def draw(data: pd.DataFrame) -> Figure:
     panels = [panel for panel in PANELS if panel in set(data["panel"])]
     bases = style.base_order(list(data["base"]))
     geometries = [name for name in ORDER if name in set(data["geometry"])]
-    figure = style.new_figure(2.75 * len(panels) + 1.2, 0.72 * len(bases) + 1.5)
+    figure = style.new_figure(2.75 * len(panels) + 1.2, 0.78 * len(bases) + 1.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     top = max(0.1, float(np.nanmax(data["relative"].abs(), initial=0.1)))
     image: Any = None
@@ -82,7 +88,7 @@ def draw(data: pd.DataFrame) -> Figure:
         ax.grid(False)
         for side in ax.spines.values():
             side.set_visible(False)
-        ax.set_title(PANELS[panel][2])
+        ax.set_title(PANELS[panel][3])
         ax.set_xticks(range(len(geometries)), geometries)
         ax.set_yticks(range(len(bases)), [f"{style.name(base)} base" for base in bases])
         ax.tick_params(length=0)
@@ -95,12 +101,12 @@ def draw(data: pd.DataFrame) -> Figure:
 
 def _write(ax: Any, i: int, j: int, row: pd.Series, top: float) -> None:
     ink = "white" if abs(row["relative"]) > 0.6 * top else "black"
-    text = f"{row['value']:.2g}" if row["n"] else "not positive"
+    text = f"{row['value']:.3g}" if row["n"] else "not positive"
     if row["n"]:
         text += f"\n{row['relative']:+.2f}"
     if math.isfinite(row["low"]):
-        text += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=6.5, linespacing=1.3, zorder=4)
+        text += f"\n[{row['low']:+.2f}, {row['high']:+.2f}]"
+    ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=7, linespacing=1.3, zorder=4)
     if row["own"] == row.name[1]:
         ax.add_patch(
             Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor="black", linewidth=2, zorder=5)
@@ -111,9 +117,9 @@ def caption(data: pd.DataFrame) -> str:
     """What is shown, how many seeds, what the interval is."""
     missing = int(data["missing"].sum())
     text = (
-        "Sharpness of the old loss at the end of pretraining along the finetuning gradient's steepest step in each"
-        " geometry, on each base. Upper number: geometric mean over seeds. Lower number and colour: its natural"
-        " logarithm less the means of its row and column, with an interval over seeds; blue is relatively flat."
+        "Sharpness of the old loss at the end of pretraining along the step that is steepest in each geometry, for the"
+        " finetuning languages' gradients (left, middle; mean over languages) or the old loss' own (right), on each"
+        " base. Upper number: geometric mean over seeds. Second number and colour: its natural logarithm less the means of its row and column, with an interval over seeds; blue is relatively flat."
         " Outlined: the geometry of the base's own optimizer, where C4 predicts blue."
     )
     if missing:

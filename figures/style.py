@@ -67,20 +67,24 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def grid_figure(
-    rows: int, columns: int, cell: tuple[float, float], margins: tuple[float, float, float, float]
+    rows: int,
+    columns: int,
+    cell: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    share_y: bool = True,
+    gap: float = 0.16,
 ) -> tuple[Figure, Any]:
     """A figure and its axes [row, column] for many equal panels, laid out by hand (fast, however many
     panels).
 
-    ``cell``: width and height of a panel with its gap, inches. ``margins``: left, right, top, bottom, inches.
-    Axes of a column share x, all share y.
+    ``cell``: width and height of a panel with its ``gap``, inches. ``margins``: left, right, top, bottom, inches.
+    Axes of a column share x, all share y unless ``share_y`` is False.
     """
     left, right, top, bottom = margins
     width, height = left + columns * cell[0] + right, top + rows * cell[1] + bottom
     figure = Figure(figsize=(width, height))
-    gap = 0.16  # inches between panels
     axes = figure.subplots(
-        rows, columns, sharex="col", sharey=True, squeeze=False,
+        rows, columns, sharex="col", sharey=share_y, squeeze=False,
         gridspec_kw={
             "left": left / width, "right": 1 - right / width,
             "top": 1 - top / height, "bottom": bottom / height,

@@ -54,6 +54,8 @@ def draw(data: pd.DataFrame) -> Figure:
         ax.set_title(f"{language}, {items} items" + ("" if share == 1 else f", {cells.share_text(share)}"))
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(0, data["step"].max() * 1.1)
+        ax.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        ax.minorticks_off()
         ax.set_xlabel("training step")
         if index % columns == 0:
             ax.set_ylabel("recall per scored token")

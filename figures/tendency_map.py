@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from synthlm.figures import cells, style
-from synthlm.tendency import CELL, READINGS, curves, differences, outcomes, tested
+from synthlm.tendency import CELL, READINGS, curves, differences, outcomes, significance
 
 NAME = "tendency_map"
 STUDY = "tendency"
@@ -21,6 +21,9 @@ FIRST, SECOND = "muon", "adamw"
 BEST = "best"
 COLUMNS = (*CELL, "reading", "first", "second", "mean", "low", "high", "n", "p", "p_holm")
 LEVEL = 0.05
+TITLES = dict(
+    zip(READINGS, ("at the end", "at 90%\nrote recall", "at equal\ntraining loss"), strict=True)
+) | {BEST: "best of all,\nat the end"}
 SCALE = 0.4
 """Difference of accuracies at which the colour is full."""
 
@@ -32,7 +35,9 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
     between these two.
     """
     traces = curves(table)
-    found = tested(differences(traces, FIRST, SECOND), [*CELL, "reading"]).assign(first=FIRST, second=SECOND)
+    found = significance(differences(traces, FIRST, SECOND), [*CELL, "reading"]).assign(
+        first=FIRST, second=SECOND
+    )
     ends = outcomes(traces)
     ranked = []
     for key, cell in ends.groupby(CELL, sort=True):
@@ -52,7 +57,7 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
                 )
             )
     if ranked:
-        best = tested(pd.concat(ranked, ignore_index=True), [*CELL, "reading", "first", "second"])
+        best = significance(pd.concat(ranked, ignore_index=True), [*CELL, "reading", "first", "second"])
         found = pd.concat([found, best], ignore_index=True)
     return found[list(COLUMNS)].sort_values([*CELL, "reading"], kind="stable", ignore_index=True)
 
@@ -64,9 +69,11 @@ def draw(data: pd.DataFrame) -> Figure:
     readings = [name for name in (*READINGS, BEST) if (data["reading"] == name).any()]
     widest = max(2, *(data[data["language"] == name]["items"].nunique() for name in languages))
     tallest = max(2, data["rote_share"].nunique())
-    cell = (0.52 * widest + 0.2, 0.36 * tallest + 0.3)
-    side = max(0.2, (5.6 - cell[0] * len(languages) - 1.3) / 2)
-    figure, axes = style.grid_figure(len(readings), len(languages), cell, (1.3 + side, side, 0.35, 1.75))
+    cell = (0.5 * widest + 0.4, 0.34 * tallest + 0.36)
+    side = max(0.1, (5.6 - cell[0] * len(languages) - 1.1) / 2)
+    figure, axes = style.grid_figure(
+        len(readings), len(languages), cell, (1.1 + side, side, 0.35, 1.5), share_y=False, gap=0.36
+    )
     shown = Normalize(-SCALE, SCALE)
     for i, reading in enumerate(readings):
         for j, language in enumerate(languages):
@@ -76,10 +83,9 @@ def draw(data: pd.DataFrame) -> Figure:
                 axes[i, j].set_title(language)
             if i == len(readings) - 1:
                 axes[i, j].set_xlabel("rule examples", fontsize=8)
-        text = "best of all\nat the end" if reading == BEST else f"Muon - AdamW\n{READINGS[reading]}"
-        axes[i, 0].set_ylabel(f"{_wrapped(text)}\n\nrote share", fontsize=7.5)
+        axes[i, 0].set_ylabel(f"{TITLES[reading]}\n\nrote share", fontsize=7)
     height = figure.get_size_inches()[1]
-    bar = figure.add_axes((0.3, 1.12 / height, 0.4, 0.1 / height))
+    bar = figure.add_axes((0.3, 0.86 / height, 0.4, 0.1 / height))
     mappable = colormaps["PuOr_r"]
     figure.colorbar(_scalar(shown, mappable), cax=bar, orientation="horizontal")
     bar.set_xlabel("held-out rule accuracy, Muon minus AdamW", fontsize=8)
@@ -96,20 +102,6 @@ def _scalar(norm: Normalize, cmap: Any) -> Any:
     from matplotlib.cm import ScalarMappable
 
     return ScalarMappable(norm, cmap)
-
-
-def _wrapped(text: str, width: int = 22) -> str:
-    lines = []
-    for line in text.split("\n"):
-        words, current = line.split(), ""
-        for word in words:
-            if current and len(current) + 1 + len(word) > width:
-                lines.append(current)
-                current = word
-            else:
-                current = f"{current} {word}".strip()
-        lines.append(current)
-    return "\n".join(lines)
 
 
 def _draw_panel(ax: Axes, panel: pd.DataFrame, reading: str, norm: Normalize) -> None:

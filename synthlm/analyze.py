@@ -11,13 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from synthlm import options
-from synthlm.config import InputError, choose, parse
+from synthlm.config import InputError, choose, near_match, parse
 from synthlm.jobs import Finetune, Pretrain, Probe, job_from_json
 from synthlm.probes import ANALYSES, Analysis, Columns
 from synthlm.store import Store, check_writable
 
 DATA = ("data", "new-data")
 """First parts of settings that are of no analysis: the languages that checkpoints are scored on."""
+
+ACROSS = 6
+"""Columns of numbers in one table."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,17 @@ def results(
     if asked.job is None and asked.target is not None and Path(asked.target).exists():
         yield from _foreign(asked, device, note)
         return
-    store = Store(root, must_exist=asked.job is None)
+    if asked.job is None and not (root / "jobs").is_dir():
+        near = near_match(str(asked.target), [path.name for path in Path().iterdir()])
+        raise InputError(f"key: {asked.target!r} is no file or folder{near}, and {root} is not a store")
+    store = Store(root)
     for probe in _probes(asked, store):
         run(probe, store)
         yield probe.analysis.name, store.load(probe.key).metrics
 
 
 def _settings(asked: Request) -> dict[str, dict[str, Any]]:
-    """Settings by analysis, or by ``data`` and ``new-data``: ``curvature.items=64``; ``items=64`` for a single analysis.
+    """Settings by analysis, or by ``data`` and ``new-data``: ``curvature.items=64``, or ``items=64`` of one alone.
 
     Raises:
         InputError: when an analysis is unknown, or a setting belongs to none.
@@ -172,29 +178,36 @@ def _foreign(asked: Request, device: str, note: Callable[[str], None]) -> Iterat
 
 
 def render(name: str, columns: Columns, limit: int) -> RenderableType:
-    """A table of the first ``limit`` rows; columns that hold nothing are left out, constant ones told above it."""
+    """The first ``limit`` rows, wide ones in several tables; constant columns are told above, empty ones left out."""
     count = len(next(iter(columns.values()), []))
     if not count:
         return Text(f"{name}: no rows")
-    told: dict[str, str] = {}
-    table = Table(box=None)
-    shown: list[list[str]] = []
-    for column, values in columns.items():
-        texts = [_text(value) for value in values]
-        if not any(texts):
-            continue
-        if count > 1 and len(set(texts)) == 1:
-            told[column] = texts[0]
-            continue
-        table.add_column(column, justify="left" if isinstance(values[0], str) else "right")
-        shown.append(texts)
-    for row in list(zip(*shown, strict=True))[:limit]:
-        table.add_row(*map(Text, row))
-    head = f"{name}: {count} rows" + "".join(f", {column} {text}" for column, text in told.items())
-    parts: list[RenderableType] = [Text(head, style="bold"), table]
+    texts = {column: [_text(value) for value in values] for column, values in columns.items()}
+    texts = {column: values for column, values in texts.items() if any(values)}
+    told = {column: values[0] for column, values in texts.items() if count > 1 and len(set(values)) == 1}
+    keys = [column for column in texts if column not in told and not _numeric(columns[column])]
+    numbers = [column for column in texts if column not in told and _numeric(columns[column])]
+    parts: list[RenderableType] = [
+        Text(
+            f"{name}: {count} rows" + "".join(f", {column} {text}" for column, text in told.items()),
+            style="bold",
+        )
+    ]
+    for first in range(0, max(1, len(numbers)), ACROSS):
+        table = Table(box=None)
+        shown = [*keys, *numbers[first : first + ACROSS]]
+        for column in shown:
+            table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        for row in list(zip(*(texts[column] for column in shown), strict=True))[:limit]:
+            table.add_row(*map(Text, row))
+        parts.append(table)
     if count > limit:
         parts.append(Text(f"... {count - limit} rows more (--limit shows them, --out writes all)"))
     return Group(*parts)
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, float) for value in values)
 
 
 def write(out: Path, name: str, columns: Columns) -> Path:

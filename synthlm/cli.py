@@ -189,6 +189,44 @@ def finetune(
 
 
 @app.command()
+def edge(
+    folder: Annotated[
+        Path, typer.Argument(help="Checkpoints with their step in the name: safetensors or PyTorch files.")
+    ],
+    window: Annotated[int, typer.Option(help="Updates in the rolling window.")] = 10,
+    sets: Annotated[
+        str,
+        typer.Option(
+            help="Parameter sets, with commas between: all, attention, mlp, embedding, layers, or patterns."
+        ),
+    ] = "all,attention",
+    every: Annotated[int, typer.Option(min=1, help="Take every so many checkpoints.")] = 1,
+    sketch: Annotated[
+        int | None, typer.Option(help="Keep so many numbers of an update, for models that do not fit.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, for the adiabatic parameter.")] = None,
+    samples: Annotated[int, typer.Option(min=19, help="Samples of each null, for every window.")] = 99,
+    out: Annotated[Path, typer.Option(help="Folder for edge.csv, edge.png and edge.pdf.")] = Path("edge"),
+) -> None:
+    """The spectral edge of a training run, from its saved checkpoints, whoever wrote them.
+
+    \b
+    synthlm edge runs/my-model/checkpoints
+    synthlm edge checkpoints --sets "all,layers" --window 5 --out results/edge
+
+    Checkpoints should lie equal numbers of steps apart. Every window is shown beside two nulls: updates of the same
+    norms in random directions, and with the same correlation over time.
+    """
+    from synthlm import edge_folder
+
+    words = tuple(word.strip() for word in sets.split(",") if word.strip())
+    found = edge_folder.table(folder, window, words, every, sketch, lr, samples)
+    typer.echo(edge_folder.summary(found))
+    for path in edge_folder.write(found, out, str(folder)):
+        typer.echo(path)
+
+
+@app.command()
 def analyze(
     target: Annotated[
         str | None,

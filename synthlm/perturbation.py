@@ -1,6 +1,7 @@
 """Training at perturbed weights: where a step's gradient is taken. It is always applied to the weights themselves.
 
-Only what is trained is perturbed: all weights in pretraining; hidden matrices or adapters in finetuning with a frozen rest.
+Only what is trained is perturbed: all weights in pretraining; hidden matrices or adapters in finetuning with a frozen
+rest.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from synthlm.jobs import Job, Probe
-from synthlm.training import JobStore
+from synthlm.trained import JobStore
 
 
 def run_batch(

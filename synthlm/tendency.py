@@ -101,9 +101,8 @@ def differences(traces: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     Columns: CELL, reading, seed, first, second, difference (NaN where one of them is undefined).
     """
     ends = outcomes(traces)
-    wide = ends[ends["optimizer"].isin([first, second])].pivot_table(
-        index=[*CELL, "seed"], columns="optimizer", values=["rule", AT_RECALL[-1]], dropna=False
-    )
+    both = ends[ends["optimizer"].isin([first, second])]
+    wide = both.set_index([*CELL, "seed", "optimizer"])[["rule", AT_RECALL[-1]]].unstack("optimizer")
     frames = []
     for reading in READINGS:
         if reading == "matched":
@@ -118,7 +117,7 @@ def differences(traces: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     return found[columns].assign(difference=found["first"] - found["second"])
 
 
-def tested(pairs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def significance(pairs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Paired t over seeds of ``difference`` in each group: columns ``by``, mean, low, high, n, p, p_holm (Holm over all
     rows).
     """

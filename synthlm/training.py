@@ -5,23 +5,18 @@ random draws are derived per run, purpose and step. So batches may be formed fre
 in the same bytes.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthlm import lora, optimizers, perturbation, schedules, weights
+from synthlm import lora, optimizers, perturbation, resume, schedules, weights
 from synthlm import model as transformer
 from synthlm.evaluation import Probe, evaluate, log_probabilities
 from synthlm.jobs import Finetune, Pretrain, Trained
@@ -29,28 +24,12 @@ from synthlm.lora import LoraConfig
 from synthlm.optimizers import GroupOptimizer, OptimizerConfig
 from synthlm.recording import EDGE, EdgeRecorder
 from synthlm.seeds import numpy_generator, torch_generator
-from synthlm.tasks import IGNORE, Language, LanguageConfig, build
+from synthlm.tasks import IGNORE, Language
+from synthlm.trained import FINAL, JobStore, checkpoint_name, language_of, modes_name
 from synthlm.weights import Group, Layout
 
-FINAL = "final.safetensors"
-RESUME = "resume.safetensors"
 ORDER_CHUNK = 256
 """Steps whose data order is drawn together; part of the arithmetic (a change needs a new schema number)."""
-
-
-class JobStore(Protocol):
-    """What training asks of a store."""
-
-    def partial(self, key: str) -> Path: ...
-    def create(self, key: str) -> Path: ...
-    def commit(self, key: str, folder: Path) -> None: ...
-    def weights(self, key: str, name: str = FINAL) -> Path: ...
-
-
-@lru_cache(maxsize=64)
-def language_of(config: LanguageConfig, seed: int) -> Language:
-    """The language drawn from these settings and this seed; the last few are kept."""
-    return build(config, seed)
 
 
 @dataclass
@@ -338,7 +317,7 @@ class _Loop:
         for r, run in enumerate(self.runs):
             if run.ended_at is not None:
                 continue
-            path = self.store.partial(run.job.key) / _checkpoint_name(self.step)
+            path = self.store.partial(run.job.key) / checkpoint_name(self.step)
             weights.save(path, self.trainable.flat[r], self.trainable.layout)
             if self.edge is not None:
                 self.edge.save_modes(path.with_name(modes_name(self.step)), r)
@@ -359,16 +338,11 @@ class _Loop:
             if self.edge is not None:
                 tensors |= self.edge.tensors(r)
                 history[EDGE] = self.edge.columns[r]
-            path = self.store.partial(run.job.key) / RESUME
-            aside = path.with_suffix(".writing")
-            text = json.dumps(history)
-            metadata = {"history": text, "sha256": _digest(tensors, text)}
-            safetensors.torch.save_file(tensors, aside, metadata=metadata)
-            aside.replace(path)
+            resume.write(self.store.partial(run.job.key), tensors, history)
 
     def _resume(self) -> None:
         """Go on from the runs' resume points when all have one at the same step; else begin anew."""
-        found = [_read_resume(self.store.partial(run.job.key) / RESUME) for run in self.runs]
+        found = [resume.read(self.store.partial(run.job.key)) for run in self.runs]
         points = [point for point in found if point is not None]
         if len(points) < len(self.runs) or len({history["step"] for _, history in points}) > 1:
             return
@@ -427,64 +401,3 @@ class _Loop:
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         self.store.commit(key, folder)
-
-
-def _digest(tensors: Mapping[str, Tensor], history: str) -> str:
-    """sha256 of a resume point's contents: a flipped bit must not become part of a result."""
-    digest = hashlib.sha256(history.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read_resume(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and history of a resume point, or None when there is none that is whole."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
-        return None
-    text = metadata.get("history", "")
-    return (tensors, json.loads(text)) if metadata.get("sha256") == _digest(tensors, text) else None
-
-
-def final_weights(job: Trained, store: JobStore) -> Tensor:
-    """A finished job's weights as one flat ``[param]`` tensor in the model's layout, adapters merged.
-
-    Raises:
-        InputError: when a file is missing or damaged.
-    """
-    return weights_at(job, store, None)
-
-
-def weights_at(job: Trained, store: JobStore, step: int | None) -> Tensor:
-    """As :func:`final_weights`, after ``step`` steps: a kept checkpoint, or 0 for the initial weights of a pretraining.
-
-    Raises:
-        InputError: when a file is missing or damaged.
-    """
-    layout = job.model.layout
-    if isinstance(job, Pretrain) and step == 0:
-        return transformer.init(job.model, torch_generator(job.seed, "init"))
-    path = store.weights(job.key, FINAL if step is None else _checkpoint_name(step))
-    if isinstance(job, Pretrain):
-        return weights.load(path, layout)
-    base = final_weights(job.base, store)[None]
-    if isinstance(job.method, LoraConfig):
-        adapters = lora.layout(job.method, layout)
-        flat = weights.load(path, adapters)[None]
-        return layout.join(lora.merge(job.method, layout.views(base), adapters.views(flat)))[0]
-    if job.aux is not None:
-        return weights.load(path, layout)
-    return torch.cat([weights.load(path, layout.only("matrix")), base[0, layout.matrix_size :]])
-
-
-def _checkpoint_name(step: int) -> str:
-    return f"step-{step:07d}.safetensors"
-
-
-def modes_name(step: int) -> str:
-    """File of the leading modes that were kept with the checkpoint of a step."""
-    return f"modes-{step:07d}.safetensors"

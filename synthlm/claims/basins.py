@@ -1,8 +1,8 @@
 """Verdicts on basins (B1 to B4), by rules fixed before the numbers are seen.
 
 Widths are those of ``synthlm.analysis.basins``: the sigma, per coordinate, at which the mean accuracy on the old
-language's goal slices has fallen by the tolerance. A seed's effect is the mean over its cells; the verdict is a paired t
-interval over seeds. Bases that failed pretraining and control bases do not count.
+language's goal slices has fallen by the tolerance. A seed's effect is the mean over its cells; the verdict is a paired
+t interval over seeds. Bases that failed pretraining and control bases do not count.
 """
 
 import math
@@ -35,7 +35,8 @@ SMALLEST_KEPT = 0.02
 """B4b: two points of accuracy on the old language, as in C1."""
 
 LEARNT = MINIMUM_TOP
-"""B3: models count that learnt at least so much of the new language (rescaled): one that did not move keeps everything."""
+"""B3: models count that learnt at least so much of the new language (rescaled): one that did not move keeps
+everything."""
 
 CONSTANTS = {
     "parabola": PARABOLA,
@@ -47,41 +48,45 @@ CONSTANTS = {
 }
 
 _DECISION = (
-    f" Supported: the {LEVEL:.0%} t interval over paired seeds lies above 0 and the effect is at least {{0}}."
-    " Contradicted: the interval lies below 0 or below {0}, the smallest effect of interest. Otherwise, and with fewer"
-    " than two seeds: inconclusive. p values of cells are Holm-corrected."
+    f" Supported: the {LEVEL:.0%} t interval over paired seeds lies above 0 and the effect is at least"
+    f" {{0}}. Contradicted: the interval lies below 0 or below {{0}}, the smallest effect of interest."
+    " Otherwise, and with fewer than two seeds: inconclusive. p values of cells are Holm-corrected."
 )
 
 RULES = {
     "B1": (
-        "Per seed and base: the mean accuracy over Gaussian directions, and the sigma at which it has lost half of its value"
-        " at the centre. Effect: a quarter minus the share of that fall that is already there at half that sigma (a parabola:"
+        "Per seed and base: the mean accuracy over Gaussian directions, and the sigma at which it has lost"
+        " half of its value at the centre. Effect: a quarter minus the share of that fall that is already"
+        " there at half that sigma (a parabola:"
         " a quarter; a straight line: a half)." + _DECISION.format(f"{SMALLEST_FLATNESS:g}")
     ),
     "B1b": (
-        "Per seed, base and finetuning language: natural logarithm of the most-case width of the old language around the"
-        " base over that of the new language around the model finetuned with the base's own optimizer, at equal"
+        "Per seed, base and finetuning language: natural logarithm of the most-case width of the old"
+        " language around the base over that of the new language around the model finetuned with the base's"
+        " own optimizer, at equal"
         " tolerance." + _DECISION.format(f"{SMALLEST_RATIO:.3g}")
     ),
     "B2": (
-        "Per seed and base: natural logarithm of the most-case width over the worst-case width, at equal tolerance. Ascent"
-        " finds a lower bound of the worst case, so the ratio is a lower bound too."
+        "Per seed and base: natural logarithm of the most-case width over the worst-case width, at equal"
+        " tolerance. Ascent finds a lower bound of the worst case, so the ratio is a lower bound too."
         + _DECISION.format(f"{SMALLEST_WORST:.3g}")
     ),
     "B3": (
-        "Per seed and base: of the finetuned models (arms, learning rates, languages) whose distance per coordinate is below"
-        f" the base's most-case width, and that learnt at least {LEARNT:g} of the new language, the mean old accuracy"
-        " lost. Effect: the basin's tolerance minus that loss. Supported: the"
-        f" {LEVEL:.0%} t interval over paired seeds lies above 0; contradicted: it lies below 0. Otherwise, and with fewer"
-        " than two seeds: inconclusive."
+        "Per seed and base: of the finetuned models (arms, learning rates, languages) whose distance per"
+        f" coordinate is below the base's most-case width, and that learnt at least {LEARNT:g} of the new"
+        " language, the mean old accuracy lost. Effect: the basin's tolerance minus that loss. Supported:"
+        f" the {LEVEL:.0%} t interval over paired seeds lies above 0; contradicted: it lies below 0."
+        " Otherwise, and with fewer than two seeds: inconclusive."
     ),
     "B4": (
-        "Per seed and variant trained under Gaussian weight noise: natural logarithm of its most-case width over that of the"
+        "Per seed and variant trained under Gaussian weight noise: natural logarithm of its most-case width"
+        " over that of the"
         " plain base, same steps, data and learning rate." + _DECISION.format(f"{SMALLEST_RATIO:.3g}")
     ),
     "B4b": (
-        "Per seed and variant trained under Gaussian weight noise: old accuracy kept at equal learning by the same arm, minus"
-        f" that of the plain base, averaged over the common levels of {LEVELS[0]:.2f} to {LEVELS[-1]:.2f} (none below"
+        "Per seed and variant trained under Gaussian weight noise: old accuracy kept at equal learning by"
+        f" the same arm, minus that of the plain base, averaged over the common levels of {LEVELS[0]:.2f} to"
+        f" {LEVELS[-1]:.2f} (none below"
         f" {MINIMUM_TOP:g}: not counted)." + _DECISION.format(f"{SMALLEST_KEPT:g}")
     ),
 }
@@ -188,7 +193,9 @@ def _verdict(
     groups = [(key, rows["effect"]) for key, rows in found.groupby(list(cell_keys), sort=True)]
     estimates = with_holm([estimate("effect", values.to_numpy(dtype=float)) for _, values in groups])
     cells = tuple(
-        Cell(dict(zip(cell_keys, map(str, key), strict=True)), item, item.n > 0, "" if item.n else "no number")
+        Cell(
+            dict(zip(cell_keys, map(str, key), strict=True)), item, item.n > 0, "" if item.n else "no number"
+        )
         for (key, _), item in zip(groups, estimates, strict=True)
     )
     return Verdict(
@@ -371,9 +378,7 @@ def _forgets(basins: pd.DataFrame, noise: pd.DataFrame) -> Verdict:
     columns = ["variant", "language", "arm", "seed", "effect"]
     effects = pd.concat(records, ignore_index=True) if records else pd.DataFrame(columns=columns)
     trained = effects["variant"].map(noisy).fillna(False).astype(bool)
-    controls = [
-        _headline(f"control: {name}", rows) for name, rows in effects[~trained].groupby("variant")
-    ]
+    controls = [_headline(f"control: {name}", rows) for name, rows in effects[~trained].groupby("variant")]
     return _verdict(
         "B4b", effects[trained], SMALLEST_KEPT, "old accuracy, positive: more kept under noise",
         ["variant", "language", "arm"], secondary=controls, artifacts=("basin_widths", "noise.csv"),

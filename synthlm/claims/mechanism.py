@@ -227,7 +227,7 @@ def _judge_sharpness(sharpness: pd.DataFrame) -> Verdict:
             kind="relative",
         )[1],
         _along(sharpness, "curvature along steps for the old loss' own gradient", gradient="old")[1],
-        _along(sharpness, "critical sharpness along unit steps", quantity="critical")[1],
+        _along(sharpness, "critical sharpness, old loss' own gradient", "critical", "old")[1],
     ]
     return Verdict(
         "C4",

@@ -42,6 +42,10 @@ RULE_C7 = (
     " both say the same; otherwise inconclusive."
 )
 
+ARTIFACTS_C7 = (
+    "rule_at_recall", "tendency_map", "rote_rule_curves", "counterfactual", "exposure", "corruption", "tendency.csv",
+)  # fmt: skip
+
 CONSTANTS = {
     "smallest_c6": SMALLEST_C6,
     "smallest_c7": SMALLEST_C7,
@@ -189,7 +193,7 @@ def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
         cells=cells,
         groups=_by_language(counted, SMALLEST_C7),
         secondary=tuple(item for item in secondary if item.n),
-        artifacts=("rule_at_recall", "tendency_map", "rote_rule_curves", "counterfactual", "exposure", "tendency.csv"),
+        artifacts=ARTIFACTS_C7,
         caveats=tuple(_caveats(found, counted)),
     )  # fmt: skip
 
@@ -201,10 +205,13 @@ def _of_items(tables: Mapping[str, pd.DataFrame]) -> list[Estimate]:
         ("counterfactual", "score", "counterfactual score of rule items", "/rule/train"),
         ("counterfactual", "score", "counterfactual score of what must be memorized", "exception"),
         ("exposure", "exposure", "exposure of canaries, bits", ""),
+        ("corruption", "excess", "held-out regular items spoilt by exceptions", ""),
     ):
         if name in tables:
             rows = tables[name]
             rows = rows[rows["slice"].str.endswith(keep)] if "slice" in rows else rows
+            if "exceptions" in rows:
+                rows = rows[rows["exceptions"] > rows["exceptions"].min()]  # the rest is the control
             mean = rows.groupby(["optimizer", "seed"])[column].mean().unstack("optimizer")
             if {ONE, OTHER} <= set(mean.columns):
                 out.append(estimate(f"{text}, Muon minus AdamW", mean[ONE] - mean[OTHER]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from synthlm.figures import style
 from synthlm.table import write_csv
 
 COLORS = {TRAINED: "#0072B2", HELDOUT: "#009E73", ROTE: "#CC79A7", REGULARIZED: "#E69F00"}
-LINES = {TRAINED: (0, (3.2, 1.6)), HELDOUT: "-", ROTE: "-", REGULARIZED: (0, (1, 1.4))}
+LINES: dict[str, Any] = {TRAINED: (0, (3.2, 1.6)), HELDOUT: "-", ROTE: "-", REGULARIZED: (0, (1, 1.4))}
 
 
 def data(frame: Frame, counts: Mapping[str, int]) -> pd.DataFrame:

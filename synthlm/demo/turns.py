@@ -74,8 +74,7 @@ def ending(
 ) -> Turn:
     """The last turn: who got where first, and where all stand."""
     parts = []
-    for kind, what in (("rule", "the rule"), ("fitted", f"the {nouns.rote}")):
-        series = HELDOUT if kind == "rule" else ROTE
+    for kind, series in (("rule", HELDOUT), ("fitted", ROTE)):
         if series not in curves[0]:
             continue
         reached = sorted((t.step, t.learner) for t in found if t.kind == kind and t.learner is not None)
@@ -83,7 +82,7 @@ def ending(
         told += [
             f"{n} not in {steps[-1]} steps" for i, n in enumerate(names) if i not in {r[1] for r in reached}
         ]
-        parts.append(f"{what}: {', '.join(told)}")
+        parts.append(f"{FITTED:.0%} of the {getattr(nouns, series)} right: {', '.join(told)}")
     stand = [
         f"{name} has "
         + " and ".join(_share(nouns, series, c[series][-1]) for series in (HELDOUT, ROTE) if series in c)
@@ -93,7 +92,7 @@ def ending(
         steps[-1],
         None,
         "end",
-        f"{FITTED:.0%} of {'; of '.join(parts)}." if parts else "There was nothing to count.",
+        f"{'; '.join(parts)}.",
         f"At the end {'; '.join(stand)}.",
     )
 
@@ -152,11 +151,11 @@ def _of_one(story: _Story) -> Iterator[Turn]:
     if ROTE in own:
         at = _first(own[ROTE], FITTED)
         if at is not None:
-            first = f"{story.name} has fitted the {story.nouns.rote}: {story.share(ROTE, at)}."
-            second = (
-                f"Of the {story.nouns.heldout} it has {_percent(own[HELDOUT][at])}." if HELDOUT in own else ""
-            )
-            yield story.turn(at, "fitted", first, second or story.others(ROTE, at))
+            first = f"{story.name} has fitted the {story.nouns.rote}: {_percent(own[ROTE][at])} right."
+            second = story.others(ROTE, at)
+            if HELDOUT in own:
+                second = f"It has {story.share(HELDOUT, at)}."
+            yield story.turn(at, "fitted", first, second)
     if HELDOUT in own:
         yield from _spoilt(story)
 

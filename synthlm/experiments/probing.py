@@ -60,16 +60,18 @@ def outcomes(record: Record | None) -> dict[str, float]:
     if record is None:
         return dict.fromkeys(OUTCOMES, math.nan)
     names = ("step", "role", "goal", "accuracy")
-    rows = pd.DataFrame({name: record.metrics[name] for name in names})
-    rows = rows[rows["goal"] != ""].astype({"accuracy": float})
-    start, end = (rows[rows["step"] == step] for step in (rows["step"].min(), rows["step"].max()))
+    rows = list(zip(*(record.metrics[name] for name in names), strict=True))
+    start, end = (pick(row[0] for row in rows) for pick in (min, max))
 
-    def mean(at: pd.DataFrame, role: str, goal: str = "") -> float:
-        chosen = (at["role"] == role) & ((at["goal"] == goal) | (goal == ""))
-        return float(at.loc[chosen, "accuracy"].mean())
+    def mean(step: int, role: str, goals: tuple[str, ...] = ("rote", "rule")) -> float:
+        found = [row[3] for row in rows if row[:2] == (step, role) and row[2] in goals]
+        return sum(found) / len(found) if found and None not in found else math.nan
 
     before, learnt = mean(start, "new"), mean(end, "new")
-    lost = [mean(start, "old", goal) - mean(end, "old", goal) for goal in ("", "rote", "rule")]
+    lost = [
+        mean(start, "old", goals) - mean(end, "old", goals)
+        for goals in (("rote", "rule"), ("rote",), ("rule",))
+    ]
     relative = (learnt - before) / (1 - before) if before < 1 else math.nan
     return dict(zip(OUTCOMES, (learnt, relative, *lost), strict=True))
 

@@ -1,48 +1,31 @@
-"""Memorization item by item: counterfactual scores, exposure of canaries, bits stored (parts of the tendency study).
+"""Memorization item by item: counterfactual scores, exposure of canaries, bits stored, corruption by exceptions.
 
-Each part trains small models from scratch with every optimizer at its own best learning rate, asks them about single
-items (the analysis ``items``) and turns the answers into scores of ``synthlm.analysis.memorization`` and ``capacity``.
+Parts of the tendency study. Each trains small models from scratch with every optimizer at its own best learning rate,
+asks them about single items (the analysis ``items``) and turns the answers into scores of ``synthlm.analysis``.
 """
 
-import abc
 import math
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from synthlm.analysis.capacity import memorized_bits
 from synthlm.analysis.memorization import counterfactual, exposure
-from synthlm.config import Config, parse
-from synthlm.experiments.consistency import ModelSettings
-from synthlm.experiments.rote_rule import TunedOptimizer, rate_score, sized
-from synthlm.experiments.sweep import search
-from synthlm.jobs import Pretrain, Probe, Training, element_wise
-from synthlm.model import ModelConfig
-from synthlm.optimizers import OptimizerConfig
-from synthlm.probes.items import Items
+from synthlm.analysis.tendency import LEVELS, crossing
+from synthlm.config import parse
+from synthlm.experiments.rote_rule import sized
+from synthlm.experiments.scratch import Part, Scratch
+from synthlm.jobs import Pretrain, Probe
+from synthlm.store import Record
 from synthlm.study import Results
-from synthlm.tasks import Canaries, Facts, LanguageConfig, Strings, Subset, build, sizes
+from synthlm.tasks import Canaries, Exceptions, Facts, LanguageConfig, Strings, Subset, build
 from synthlm.tasks.subset import Parted
 
 REFERENCE = "reference/heldout"
 """End of the name of the slice that canaries are ranked among."""
-
-
-class Scratch(Config):
-    """Training from scratch. ``optimizers``: of the hidden matrices, each with the learning rates tried."""
-
-    model: ModelSettings = ModelSettings()
-    training: Training
-    aux: OptimizerConfig
-    optimizers: dict[str, TunedOptimizer] = Field(min_length=1)
-
-    @field_validator("aux")
-    @classmethod
-    def _aux_rule(cls, value: OptimizerConfig) -> OptimizerConfig:
-        return element_wise(value)
 
 
 class CounterfactualSettings(Scratch):
@@ -67,149 +50,12 @@ class CapacitySettings(Scratch):
     items: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=2)
 
 
-class Tuned:
-    """Jobs of one language: each optimizer's sweep on seed 0, and its best learning rate on every seed."""
+class CorruptionSettings(Scratch):
+    """The section ``[tendency.corruption]``: one language with each number of ``exceptions``; the smallest number (one,
+    say) is the control of the others. Every number has its own search."""
 
-    def __init__(self, settings: Scratch, where: str) -> None:
-        self.settings, self.where = settings, where
-        self._made: dict[tuple[LanguageConfig, str, int, int], Pretrain] = {}
-        self._scores: dict[str, float] = {}
-
-    def job(self, language: LanguageConfig, optimizer: str, seed: int, index: int) -> Pretrain:
-        """One training at a place of the optimizer's sweep.
-
-        Raises:
-            InputError: when the settings do not fit together.
-        """
-        place = (language, optimizer, seed, index)
-        if place not in self._made:
-            vocab, length = sizes(language)
-            shape = {"vocab": vocab, "length": length, **self.settings.model.model_dump()}
-            tuned = self.settings.optimizers[optimizer]
-            data = {
-                "seed": seed,
-                "model": parse(ModelConfig, shape, f"{self.where}.model"),
-                "language": language,
-                "optimizer": tuned.optimizer.at(tuned.sweep.rate(index)),
-                "aux": self.settings.aux,
-                "training": self.settings.training,
-            }
-            self._made[place] = parse(Pretrain, data, self.where)
-        return self._made[place]
-
-    def search(
-        self, language: LanguageConfig, optimizer: str, results: Results
-    ) -> tuple[list[Pretrain], int | None]:
-        """The sweep on seed 0 as far as known, and the best place once it is over."""
-
-        def score(jobs: list[Pretrain]) -> float:
-            job = jobs[0]
-            if job.key not in self._scores:
-                self._scores[job.key] = rate_score(results(job))
-            return self._scores[job.key]
-
-        sweep = self.settings.optimizers[optimizer].sweep
-        return search(sweep, lambda index: [self.job(language, optimizer, 0, index)], score, results)
-
-
-class Part(abc.ABC):
-    """What the parts share: searches, then trainings at the best rate, then probes of those that are done."""
-
-    NAME: str
-    """Of its section and of its table."""
-
-    def __init__(self, settings: Scratch, seeds: int) -> None:
-        self.seeds = seeds
-        self.optimizers = settings.optimizers
-        self.tuned = Tuned(settings, f"tendency.{self.NAME}")
-        self._probes: dict[tuple[str, ...], Probe] = {}
-
-    @abc.abstractmethod
-    def languages(self) -> list[LanguageConfig]:
-        """Those whose learning rates are searched."""
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """What is run, in a sentence or two."""
-
-    @abc.abstractmethod
-    def scores(self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe) -> pd.DataFrame:
-        """The scores behind one probe's rows of items."""
-
-    def check(self) -> None:
-        """Make a job of each language and optimizer.
-
-        Raises:
-            InputError: when the settings do not fit together.
-        """
-        for language in self.languages():
-            for optimizer in self.optimizers:
-                self.tuned.job(language, optimizer, 0, 0)
-
-    def ensembles(
-        self, language: LanguageConfig, optimizer: str, index: int
-    ) -> Iterator[tuple[int, list[Pretrain]]]:
-        """Each seed, and its models that are asked together, at a place of the sweep."""
-        for seed in range(self.seeds):
-            yield seed, [self.tuned.job(language, optimizer, seed, index)]
-
-    def asked(
-        self, results: Results
-    ) -> Iterator[tuple[LanguageConfig, str, int, list[Pretrain], Probe | None]]:
-        """(language, optimizer, seed, models, probe) as far as known; no probe before all its models are done, or when
-        all diverged."""
-        for language in self.languages():
-            for optimizer in self.optimizers:
-                _, best = self.tuned.search(language, optimizer, results)
-                if best is None:
-                    continue
-                for seed, models in self.ensembles(language, optimizer, best):
-                    records = [results(model) for model in models]
-                    sound = [
-                        model
-                        for model, record in zip(models, records, strict=True)
-                        if record is not None and record.manifest["status"] != "diverged"
-                    ]
-                    ready = sound and all(record is not None for record in records)
-                    yield language, optimizer, seed, models, self._probe(sound) if ready else None
-
-    def _probe(self, subjects: list[Pretrain]) -> Probe:
-        place = tuple(job.key for job in subjects)
-        if place not in self._probes:
-            self._probes[place] = Probe(seed=subjects[0].seed, subjects=tuple(subjects), analysis=Items())
-        return self._probes[place]
-
-    def jobs(self, results: Results) -> Sequence[Any]:
-        """Every job wanted, given what is known."""
-        wanted: list[Any] = []
-        for language in self.languages():
-            for optimizer in self.optimizers:
-                wanted += self.tuned.search(language, optimizer, results)[0]
-        for _, _, _, models, probe in self.asked(results):
-            wanted += [*models, *([] if probe is None else [probe])]
-        return list(dict.fromkeys(wanted))
-
-    def table(self, results: Results) -> pd.DataFrame:
-        """The scores of all models that were asked, led by job (the probe), seed, optimizer, lr and models (behind a
-        row)."""
-        frames = []
-        for language, optimizer, seed, _, probe in self.asked(results):
-            record = None if probe is None else results(probe)
-            if probe is None or record is None:
-                continue
-            first = probe.subjects[0]
-            head = {
-                "job": probe.key[:12],
-                "seed": seed,
-                "optimizer": optimizer,
-                "lr": first.optimizer.lr,
-                "models": len(probe.subjects),
-            }
-            rows = pd.DataFrame(record.metrics)
-            rows["loss"] = rows["loss"].astype(float)
-            scored = self.scores(rows, language, probe)
-            frames.append(pd.concat([pd.DataFrame(head, index=scored.index), scored], axis=1))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    language: Exceptions
+    exceptions: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=2)
 
 
 class CounterfactualScores(Part):
@@ -253,7 +99,9 @@ class CounterfactualScores(Part):
         for optimizer in self.optimizers:
             next(self.ensembles(self.settings.language, optimizer, 0))
 
-    def scores(self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe) -> pd.DataFrame:
+    def scores(
+        self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record
+    ) -> pd.DataFrame:
         """One row an item."""
         member, outcome = (
             rows.pivot(index="subject", columns="item", values=name).to_numpy()
@@ -300,7 +148,9 @@ class ExposureScores(Part):
     def languages(self) -> list[LanguageConfig]:
         return [self.settings.language]
 
-    def scores(self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe) -> pd.DataFrame:
+    def scores(
+        self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record
+    ) -> pd.DataFrame:
         """One row a canary."""
         label = f"{self.settings.language.label}/"
         mine = rows[rows["slice"].str.startswith(label)]
@@ -339,7 +189,9 @@ class CapacityScores(Part):
     def languages(self) -> list[LanguageConfig]:
         return self._languages
 
-    def scores(self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe) -> pd.DataFrame:
+    def scores(
+        self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record
+    ) -> pd.DataFrame:
         """One row."""
         job = probe.subjects[0]
         chance = rows["tokens"].to_numpy() * math.log(self.settings.language.alphabet)
@@ -356,3 +208,75 @@ class CapacityScores(Part):
                 "exposures": job.training.steps * job.training.batch / items,
             }
         )
+
+
+class CorruptionScores(Part):
+    """The table ``corruption``: a row a number of exceptions, seed and optimizer.
+
+    Columns: job, seed, optimizer, lr, models, exceptions, items (all training items), heldout (held-out items), wrong
+    (share of held-out regular items not answered as the rule says in every token), control (the same share with
+    the fewest exceptions, this optimizer and seed; NaN while it is not known), excess (wrong minus control), exact
+    (share of exceptions answered right in every token), fitted_50, fitted_90 (steps after which recall of exceptions
+    first reaches 50% and 90%; NaN if never).
+
+    Definition: ``synthlm.analysis.tendency.corruption``.
+    """
+
+    NAME = "corruption"
+
+    def __init__(self, settings: CorruptionSettings, seeds: int) -> None:
+        super().__init__(settings, seeds)
+        self.settings = settings
+        whole = settings.language.model_dump()
+        self._languages: list[LanguageConfig] = [
+            parse(Exceptions, whole | {"exceptions": count}, "tendency.corruption.language")
+            for count in settings.exceptions
+        ]
+
+    def describe(self) -> str:
+        """What is run, in a sentence or two."""
+        counts = ", ".join(map(str, self.settings.exceptions))
+        return (
+            f"Corruption: {self.settings.language.label} with {counts} exceptions, each with its own search."
+        )
+
+    def languages(self) -> list[LanguageConfig]:
+        return self._languages
+
+    def scores(
+        self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record
+    ) -> pd.DataFrame:
+        """One row, as yet without its control."""
+        label = self.settings.language.label
+        exact = rows.groupby("slice")["exact"].agg(["mean", "size"])
+        metrics = record.metrics
+        steps, recall = zip(
+            *[
+                (step, accuracy)
+                for step, name, accuracy in zip(
+                    metrics["step"], metrics["slice"], metrics["accuracy"], strict=True
+                )
+                if name == f"{label}/exception" and accuracy is not None
+            ],
+            strict=True,
+        )
+        heldout = exact.loc[f"{label}/rule/heldout"]
+        row = {
+            "exceptions": [getattr(language, "exceptions", 0)],
+            "items": self.settings.language.rule.train_items,
+            "heldout": int(heldout["size"]),
+            "wrong": 1 - heldout["mean"],
+            "exact": exact.loc[f"{label}/exception", "mean"],
+        }
+        fitted = {f"fitted_{level:.0%}".removesuffix("%"): crossing(steps, recall, level) for level in LEVELS}
+        return pd.DataFrame(row | fitted)
+
+    def table(self, results: Results) -> pd.DataFrame:
+        """The rows, each with its control."""
+        rows = super().table(results)
+        if rows.empty:
+            return rows
+        fewest = rows[rows["exceptions"] == min(self.settings.exceptions)]
+        control = fewest[["seed", "optimizer", "wrong"]].rename(columns={"wrong": "control"})
+        rows = rows.merge(control, on=["seed", "optimizer"], how="left")
+        return rows.assign(excess=rows["wrong"] - rows["control"])

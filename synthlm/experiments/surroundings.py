@@ -1,4 +1,4 @@
-"""What surrounds a base: landscapes, planes, basins and certificates, as part of the mechanism study (claims B1 to B4)."""
+"""What surrounds a base: landscapes, planes, basins and certificates; part of the mechanism study (B1 to B4)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -56,9 +56,7 @@ class Surroundings:
             self._made[place] = Probe(seed=subjects[0].seed, subjects=tuple(subjects), analysis=analysis)
         return self._made[place]
 
-    def _best(
-        self, results: Results
-    ) -> Iterator[tuple[str, Pretrain, list[tuple[FinetunedCell, Finetune]]]]:
+    def _best(self, results: Results) -> Iterator[tuple[str, Pretrain, list[tuple[FinetunedCell, Finetune]]]]:
         """Every base whose searches are over, with its best finetuned models that went to their end."""
         fine = self.models.consistency.settings.finetuning
         cells = self.models.consistency.finetuned(results)
@@ -104,8 +102,9 @@ class Surroundings:
         """``landscape``, ``plane``, ``basins`` and ``certificate``: the rows of the analyses of these names.
 
         They are led by job, seed, base, base_optimizer, own (the base's geometry), variant (of training noise), perturb
-        (where its gradients were taken), centre (``pretrained`` or ``finetuned``), language and arm (of a finetuned centre). The finetuned model that a row speaks
-        of has of_model, of_language, of_arm, of_method, of_optimizer (empty: it speaks of the centre).
+        (where its gradients were taken), centre (``pretrained`` or ``finetuned``), language and arm (of a finetuned
+        centre). The finetuned model that a row speaks of has of_model, of_language, of_arm, of_method, of_optimizer
+        (empty: it speaks of the centre).
         """
         labels: dict[str, dict[str, str]] = {}
         for cell in self.models.consistency.finetuned(results):

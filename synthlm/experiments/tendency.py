@@ -11,12 +11,14 @@ from synthlm.experiments.rote_rule import MapSettings, RoteRuleMap
 from synthlm.experiments.scores import (
     CapacityScores,
     CapacitySettings,
+    CorruptionScores,
+    CorruptionSettings,
     CounterfactualScores,
     CounterfactualSettings,
     ExposureScores,
     ExposureSettings,
-    Part,
 )
+from synthlm.experiments.scratch import Part
 from synthlm.experiments.small_data import SmallData, SmallDataSettings
 from synthlm.study import Results
 
@@ -25,7 +27,7 @@ class TendencySettings(Config):
     """The section ``[tendency]`` of a grid; each part only where given.
 
     map: training from scratch in every cell of language, data size, rote share and optimizer. small_data: finetuning on
-    a new rule from few examples. counterfactual, exposure, capacity: memorization item by item.
+    a new rule from few examples. counterfactual, exposure, capacity, corruption: memorization item by item.
     """
 
     seeds: int = Field(3, ge=1)
@@ -34,13 +36,15 @@ class TendencySettings(Config):
     counterfactual: CounterfactualSettings | None = None
     exposure: ExposureSettings | None = None
     capacity: CapacitySettings | None = None
+    corruption: CorruptionSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "TendencySettings":
         try:  # every job of the first seed, so that whatever does not fit is said before anything runs
             study = TendencyStudy(self)
-            for cell in study.map.cells() if study.map is not None else ():
-                study.map.job(cell, 0, 0)
+            if study.map is not None:
+                for cell in study.map.cells():
+                    study.map.job(cell, 0, 0)
             for part in study.scores:
                 part.check()
         except InputError as error:
@@ -63,6 +67,8 @@ class TendencyStudy:
             self.scores.append(ExposureScores(settings.exposure, seeds))
         if settings.capacity is not None:
             self.scores.append(CapacityScores(settings.capacity, seeds))
+        if settings.corruption is not None:
+            self.scores.append(CorruptionScores(settings.corruption, seeds))
 
     def describe(self) -> str:
         """What is run, in one paragraph, for the report."""
@@ -79,7 +85,8 @@ class TendencyStudy:
         return list(dict.fromkeys(job for part in parts for job in part.jobs(results)))
 
     def tables(self, results: Results) -> dict[str, pd.DataFrame]:
-        """``tendency``: training from scratch; ``small_data``, ``counterfactual``, ``exposure``, ``capacity``."""
+        """``tendency``: training from scratch; ``small_data``, ``counterfactual``, ``exposure``, ``capacity``,
+        ``corruption``."""
         tables = {} if self.map is None else {"tendency": self.map.table(results)}
         if self.small_data is not None:
             tables |= self.small_data.tables(results)

@@ -37,8 +37,8 @@ class Basins(Analysis):
     """How the scores of the first subject fall with the size of a perturbation, and basin widths.
 
     Attributes:
-        lowest, highest, count: the first grid of sigmas, per coordinate; for the worst case divided by WORST. A grid that does
-            not hold the width by accuracy, mean over slices, is lengthened.
+        lowest, highest, count: the first grid of sigmas, per coordinate; for the worst case divided by WORST. A grid
+            that does not hold the width by accuracy, mean over slices, is lengthened.
         draws: Gaussian directions of the most case. items: most items of each slice.
         loss, accuracy: tolerances: rise of the loss (nats per scored token), fall of the accuracy.
         scales: ``absolute``: noise of one sigma for all parameters; ``relative``: times each tensor's root mean square.
@@ -71,10 +71,10 @@ class Basins(Analysis):
     def run(self, subject: "Subject") -> Columns:
         """Two sorts of rows (column ``row``), of every role that the first subject has.
 
-        ``profile``: draw, sigma, loss, accuracy; sigma 0 is the centre (case ``centre``). ``width``: measure, tolerance,
-        width, low, high, n (directions), bound, for every slice and for the mean over slices (``all``). Both: case
-        (``most``, ``worst``, ``finetuning``), scale, subject (whose update it is; else 0), role, slice, parameters.
-        The worst case climbs the loss of the role's own language.
+        ``profile``: draw, sigma, loss, accuracy; sigma 0 is the centre (case ``centre``). ``width``: measure,
+        tolerance, width, low, high, n (directions), bound, for every slice and for the mean over slices (``all``).
+        Both: case (``most``, ``worst``, ``finetuning``), scale, subject (whose update it is; else 0), role, slice,
+        parameters. The worst case climbs the loss of the role's own language.
         """
         base = subject.flat()
         rows: Columns = {
@@ -96,7 +96,9 @@ class Basins(Analysis):
                 most = self._random(objective, base, rays)
                 if scale == self.scales[0]:
                     centre = Scores(most.centre.loss[None], most.centre.accuracy[None])
-                    found = Profile((0.0,), most.centre, Scores(centre.loss[:, None], centre.accuracy[:, None]))
+                    found = Profile(
+                        (0.0,), most.centre, Scores(centre.loss[:, None], centre.accuracy[:, None])
+                    )
                     self._profile(rows, {**head, "case": "centre", "scale": ""}, objective, found)
                 self._add(rows, {**head, "case": "most", "scale": scale}, objective, most)
             generator = subject.generator("worst", role)
@@ -171,8 +173,8 @@ class Certificate(Analysis):
     """What the first subject's scores under noise guarantee for the others, and what became of them.
 
     Attributes:
-        sigmas: noise per coordinate. trials: each with its own noise and example. gamma: a bound fails with at most this
-            probability, over all sigmas together.
+        sigmas: noise per coordinate. trials: each with its own noise and example. gamma: a bound fails with at most
+            this probability, over all sigmas together.
         draws: noises of every further subject's measured score. items: most items of each slice.
         fall: a certified radius keeps the noised score within this of the first subject's own score, without noise.
     """
@@ -194,7 +196,8 @@ class Certificate(Analysis):
 
         Columns subject, sigma, distance (l2, to the first), fall, accuracy (of the model itself); noised: its
         mean accuracy under noise; trials, successes, low, high: Clopper-Pearson at the first subject; radius,
-        weak_radius: certified for an accuracy ``fall`` below the first's own; bound, weak_bound: certified at this distance.
+        weak_radius: certified for an accuracy ``fall`` below the first's own; bound, weak_bound: certified at this
+        distance.
         """
         base = subject.flat()
         objective = subject.objective("old", items=self.items)

@@ -24,6 +24,9 @@ from synthlm.weights import Layout
 TOLD = ("heads", "activation")
 """Settings of a model that the shapes of its weights do not tell."""
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files of which a folder with a tokenizer has at least one."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -97,12 +100,17 @@ class HuggingFace:
     def tokenize(self, text: str) -> list[int]:
         from transformers import AutoTokenizer
 
+        help_ = "give token ids as a .npy [item, time]"
+        if not any(
+            (self.folder / name).is_file() for name in TOKENIZERS
+        ):  # else an empty one would be made up
+            raise InputError(f"data: {self.folder} has no tokenizer; {help_}")
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
             return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         except Exception as error:  # loaders raise whatever they like
             raise InputError(
-                f"data: {self.folder} has no usable tokenizer ({error}); give token ids as a .npy [item, time]"
+                f"data: the tokenizer of {self.folder} cannot be used ({error}); {help_}"
             ) from None
 
     def objective(

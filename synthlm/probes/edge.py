@@ -71,7 +71,7 @@ class Edge(Analysis):
         out: Columns = {}
         for name, trace in _traces(_stored(subject)).items():
             rng = numpy_generator(_stored(subject).probe.seed, "probe", self.name, name)
-            found = self._windows(trace["rows"], trace["parameters"], trace["lr"], rng)
+            found = self.windows(trace["rows"], trace["parameters"], trace["lr"], rng)
             windows = len(found["share"])
             steps = trace["step"][-windows:]
             head = {
@@ -84,9 +84,10 @@ class Edge(Analysis):
                 out.setdefault(key, []).extend(values)
         return out
 
-    def _windows(
+    def windows(
         self, rows: np.ndarray, parameters: int, lr: np.ndarray, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
+        """Column -> values ``[window]`` of one trace: rows ``[record, lag]``, learning rates ``[record]``."""
         found = edge_statistics(rows, parameters, lr)
         sigma = found.pop("sigma")
         found |= {f"sigma_{j + 1}": sigma[:, j] for j in range(sigma.shape[1])}
@@ -202,7 +203,7 @@ class EdgeModes(Analysis):
         ``curvature`` and ``slope`` on the training items; rows of kind ``flow`` hold the terms of the gap flow at k =
         mode in ``value`` (origin: asymmetry, damping, driving). Kind ``none``: nothing removed."""
         from synthlm.recording import load_modes
-        from synthlm.training import modes_name, weights_at
+        from synthlm.trained import modes_name, weights_at
 
         held = _stored(subject)
         job = held.jobs[0]

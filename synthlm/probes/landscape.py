@@ -32,7 +32,9 @@ def tuned_from_first(probe: "Probe", name: str, fewest: int = 0) -> None:
     first, *others = probe.subjects
     for job in others:
         if job.kind != "finetune" or job.base.key != first.key:
-            raise InputError(f"{name}: every further subject must be finetuned from the first, not {job.label}")
+            raise InputError(
+                f"{name}: every further subject must be finetuned from the first, not {job.label}"
+            )
     if len(others) < fewest:
         raise InputError(f"{name}: needs {fewest} models finetuned from the first, not {len(others)}")
 
@@ -53,7 +55,11 @@ def new_objectives(subject: "Subject", **options: Any) -> dict[int, Objective]:
 
 
 def score_rows(
-    rows: Columns, head: dict[str, Any], along: dict[str, Sequence[Any]], slices: Sequence[str], scores: Scores
+    rows: Columns,
+    head: dict[str, Any],
+    along: dict[str, Sequence[Any]],
+    slices: Sequence[str],
+    scores: Scores,
 ) -> None:
     """Add a row for every point and slice: ``along`` tells of each point, ``scores`` are [point, slice]."""
     points, count = scores.loss.shape
@@ -94,8 +100,9 @@ class Landscape(Analysis):
         """Columns direction (centre, gaussian, gradient, update, worst), kind (of radius), geometry, subject, draw,
         radius, slice, loss, accuracy; scores are of the old language.
 
-        ``gradient``: the step that is steepest for the finetuning loss of that subject's language. ``worst`` climbs the old
-        loss. ``geometry`` is empty where none is meant. Directions move hidden matrices alone (``path``: whatever moved).
+        ``gradient``: the step that is steepest for the finetuning loss of that subject's language. ``worst`` climbs the
+        old loss. ``geometry`` is empty where none is meant. Directions move hidden matrices alone (``path``: whatever
+        moved).
         """
         base, layout = subject.flat(), subject.layout
         old = subject.objective("old", items=self.items)
@@ -136,7 +143,11 @@ class Landscape(Analysis):
         for index in range(1, len(subject)):
             update = (subject.flat(index) - base)[None]
             found.append(("update", "", index, update))
-            yield {"direction": "update", "kind": "path", "geometry": "", "subject": index}, update, [*self.path]
+            yield (
+                {"direction": "update", "kind": "path", "geometry": "", "subject": index},
+                update,
+                [*self.path],
+            )
         for direction, own, index, rays in found:
             head = {"direction": direction, "subject": index}
             for kind in self.kinds:
@@ -144,7 +155,9 @@ class Landscape(Analysis):
                     sized = directions.relative(layout, rays, base)
                     yield {**head, "kind": kind, "geometry": own}, sized, [*self.radii]
                 elif kind == "filter":
-                    sized = directions.filter_normalized(layout, directions.map_matrices(layout, rays, _same), base)
+                    sized = directions.filter_normalized(
+                        layout, directions.map_matrices(layout, rays, _same), base
+                    )
                     yield {**head, "kind": kind, "geometry": own}, sized, [*self.radii]
                 else:
                     for name, geometry in GEOMETRIES.items():
@@ -170,7 +183,8 @@ class Plane(Analysis):
     """Scores on the plane through the first subject and two models finetuned from it.
 
     Attributes:
-        points: along each axis. margin: how far beyond the models, as a share of their larger extent. items: most of each slice.
+        points: along each axis. margin: how far beyond the models, as a share of their larger extent. items: most of
+        each slice.
     """
 
     name: Literal["plane"] = "plane"
@@ -189,8 +203,8 @@ class Plane(Analysis):
             raise InputError(f"plane: needs three subjects, not {len(probe.subjects)}")
 
     def run(self, subject: "Subject") -> Columns:
-        """Columns what (``grid`` or ``model``), subject (its index at models; -1 on the grid), x, y (l2 distance in weight
-        space), role, slice, loss, accuracy. ``new`` is the language of the second subject."""
+        """Columns what (``grid`` or ``model``), subject (its index at models; -1 on the grid), x, y (l2 distance in
+        weight space), role, slice, loss, accuracy. ``new`` is the language of the second subject."""
         flats = [subject.flat(index) for index in range(3)]
         rows: Columns = {}
         for role in ("old", "new"):

@@ -11,7 +11,7 @@ from synthlm.jobs import Finetune, Pretrain, Probe
 from synthlm.model import ModelConfig
 from synthlm.seeds import torch_generator
 from synthlm.tasks import Language
-from synthlm.training import JobStore, language_of, weights_at
+from synthlm.trained import JobStore, language_of, weights_at
 from synthlm.weights import Layout
 
 Role = Literal["old", "new"]

@@ -1,5 +1,6 @@
 """Foreign modules as objectives: against the modules themselves, their own losses and torch's derivatives."""
 
+import doctest
 import itertools
 import sys
 import warnings
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from synthlm.analysis import adapters, causal_lm
 from synthlm.analysis.adapters import LossObjective, ModuleObjective
 from synthlm.analysis.causal_lm import causal_lm_objective, load_causal_lm
 from synthlm.analysis.hessian import Hessian
@@ -348,3 +350,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(InputError, match="cannot be loaded"):
         load_causal_lm(tmp_path)
+
+
+@pytest.mark.parametrize("module", [adapters, causal_lm])
+def test_docstring_examples_run(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted >= 4
+    assert result.failed == 0

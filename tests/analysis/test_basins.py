@@ -59,7 +59,7 @@ def test_the_width_of_a_quadratic_basin_is_exact_for_its_directions(generator: t
 
 def test_the_interval_over_directions_covers_the_width_of_all_directions(generator: torch.Generator) -> None:
     """The true width is sqrt(2 tau / tr H); a 95% interval from 30 directions holds it in about 95% of trials."""
-    objective, base = at_minimum(generator)
+    objective, _ = at_minimum(generator)
     truth = math.sqrt(2 * 0.3 / objective.hessians[0].trace().item())
     hits, spread = 0, 0.0
     for _ in range(60):

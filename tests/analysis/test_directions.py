@@ -79,7 +79,9 @@ def test_filters_have_the_bases_norms(generator: torch.Generator) -> None:
                 assert not views[entry.name].any()
             elif (entry.name, row) == ("b", 0):
                 assert not views[entry.name][0, row].any()
-                torch.testing.assert_close(views[entry.name][1, row].norm(), wanted[entry.name][0, row].norm())
+                torch.testing.assert_close(
+                    views[entry.name][1, row].norm(), wanted[entry.name][0, row].norm()
+                )
             else:
                 norms = views[entry.name][:, row].norm(dim=-1)
                 torch.testing.assert_close(norms, wanted[entry.name][0, row].norm().expand(2))

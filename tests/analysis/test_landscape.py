@@ -38,7 +38,9 @@ def test_the_centre_is_never_touched_and_points_do_not_drift(generator: torch.Ge
     copy = base.clone()
     found = landscape.lines(objective, base, 1e8 * normal(generator, 40, LAYOUT.size), [1.0, 0.0])
     assert torch.equal(base, copy)
-    assert (found.loss[:, 1] == objective.losses(base[None])).all()  # subtracting 1e8 again would not give this
+    assert (
+        found.loss[:, 1] == objective.losses(base[None])
+    ).all()  # subtracting 1e8 again would not give this
 
 
 @pytest.mark.parametrize("width", [1, 3, 100])

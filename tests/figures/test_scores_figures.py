@@ -12,7 +12,7 @@ from synthlm import figures
 from synthlm.statistics import bootstrap_interval
 from synthlm.table import write_csv
 
-NAMES = ("counterfactual", "exposure", "capacity", "small_data")
+NAMES = ("counterfactual", "exposure", "capacity", "small_data", "corruption")
 
 
 @pytest.fixture
@@ -87,7 +87,22 @@ def _small_data(generator, seeds, optimizers):
     return pd.DataFrame(rows)
 
 
-MAKERS = dict(zip(NAMES, (_counterfactual, _exposure, _capacity, _small_data), strict=True))
+def _corruption(generator, seeds, optimizers):
+    rows = [
+        {
+            "job": "0" * 12, "seed": seed, "optimizer": optimizer, "lr": 0.01, "models": 1, "exceptions": count,
+            "items": 500, "heldout": 100, "wrong": count / 300 + 0.01 * seed, "control": 0.01 * seed,
+            "excess": count / 300, "exact": 1.0 if optimizer == "adamw" else 0.5, "fitted_50": 10.0,
+            "fitted_90": 100.0 + count if optimizer == "adamw" else math.nan,
+        }
+        for optimizer in optimizers
+        for seed in range(seeds)
+        for count in (1, 40, 160)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+MAKERS = dict(zip(NAMES, (_counterfactual, _exposure, _capacity, _small_data, _corruption), strict=True))
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -153,6 +168,16 @@ def test_plateaus_are_bits_per_parameter(generator):
     short = _capacity(generator, 1, ("adamw",))
     short = short[short["items"] <= 64]
     assert not figures.get("capacity").data(short)["seen"].any()
+
+
+def test_exceptions_that_are_never_fitted_have_no_mean_step(generator):
+    data = figures.get("corruption").data(_corruption(generator, 3, ("adamw", "muon")))
+    muon = data[data["optimizer"] == "muon"]
+    assert set(muon["fitted_n"]) == {0}
+    assert muon["fitted_mean"].isna().all()
+    row = data[(data["optimizer"] == "adamw") & (data["exceptions"] == 40)].iloc[0]
+    assert (row["fitted_mean"], row["fitted_n"], row["n"]) == (140, 3, 3)
+    assert row["mean"] == pytest.approx(40 / 300 + 0.01)
 
 
 def test_only_chosen_rates_are_shown(generator):

@@ -38,13 +38,17 @@ def curve(power: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda sigmas: np.maximum(0.0, 1 - (sigmas / 0.1) ** power / 2)
 
 
-def profiles(rng: np.random.Generator, power: float, seeds: int = 5, bases: tuple[str, ...] = BASES) -> pd.DataFrame:
+def profiles(
+    rng: np.random.Generator, power: float, seeds: int = 5, bases: tuple[str, ...] = BASES
+) -> pd.DataFrame:
     rows = []
     for base in bases:
         for seed in range(seeds):
             for name in SLICES:
                 common = head(base, seed) | {"row": "profile", "slice": name}
-                rows.append(common | {"case": "centre", "scale": "", "draw": 0, "sigma": 0.0, "accuracy": 1.0})
+                rows.append(
+                    common | {"case": "centre", "scale": "", "draw": 0, "sigma": 0.0, "accuracy": 1.0}
+                )
                 for draw in range(4):
                     exponent = power * math.exp(rng.normal(0, 0.02))
                     rows += [

@@ -170,8 +170,18 @@ def test_c7_tells_of_single_items_too(generator) -> None:
             for slice_, value in (("exceptions/rule/train", base), ("exceptions/exception", 0.9))
         ]
     )
-    found = verdict_c7(tendency_table({"adamw": 0.9, "muon": 0.6}, generator), counterfactual=scores)
+    spoilt = pd.DataFrame(
+        [
+            {"optimizer": name, "seed": seed, "exceptions": count, "excess": 0.0 if count == 1 else value}
+            for name, value in (("adamw", 0.05), ("muon", 0.15))
+            for seed in range(3)
+            for count in (1, 40)
+        ]
+    )
+    others = {"counterfactual": scores, "corruption": spoilt}
+    found = verdict_c7(tendency_table({"adamw": 0.9, "muon": 0.6}, generator), **others)
     secondary = {item.name: item.effect for item in found.secondary}
+    assert secondary["held-out regular items spoilt by exceptions, Muon minus AdamW"] == pytest.approx(0.1)
     assert secondary["counterfactual score of rule items, Muon minus AdamW"] == pytest.approx(0.2)
     assert secondary["counterfactual score of what must be memorized, Muon minus AdamW"] == pytest.approx(0)
 

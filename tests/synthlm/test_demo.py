@@ -189,7 +189,7 @@ def test_the_ending_says_who_was_first() -> None:
     curves = [{HELDOUT: [0, 0.5], ROTE: [0, 0.95]}, {HELDOUT: [0, 0.92], ROTE: [0, 1.0]}]
     found = turns.find([0, 7], ["A", "B"], curves, VERBS)
     end = turns.ending([0, 7], ["A", "B"], curves, VERBS, found)
-    assert "the rule: B at step 7, A not in 7 steps" in end.first
+    assert "90% of the regular words it never saw right: B at step 7, A not in 7 steps" in end.first
     assert "A has 50% of the regular words it never saw and 95% of the irregular words" in end.second
 
 

@@ -22,7 +22,7 @@ from synthlm.recording import EdgeConfig, edge_rows, load_modes
 from synthlm.running import run_batch
 from synthlm.store import Store
 from synthlm.tasks import Facts, Modular
-from synthlm.training import modes_name, weights_at
+from synthlm.trained import modes_name, weights_at
 
 SEED = secrets.randbits(30)
 MODEL = ModelConfig(vocab=24, length=4, width=16, layers=1, heads=2, mlp=32)

@@ -19,7 +19,8 @@ from synthlm.perturbation import ASAM_ETA, GaussianNoise, Sam
 from synthlm.seeds import torch_generator
 from synthlm.store import Store
 from synthlm.tasks import Cipher, Facts
-from synthlm.training import _Loop, final_weights, run_batch
+from synthlm.trained import final_weights
+from synthlm.training import _Loop, run_batch
 
 SEED = secrets.randbits(30)
 MODEL = ModelConfig(vocab=24, length=6, width=16, layers=1, heads=2, mlp=32)
@@ -31,7 +32,9 @@ SETTINGS = [GaussianNoise(sigma=0.05), Sam(rho=0.3), Sam(rho=0.5, adaptive=True)
 EACH = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
 
 
-def pretrain(setting: GaussianNoise | Sam | None, seed: int = SEED, steps: int = 7, **changes: Any) -> Pretrain:
+def pretrain(
+    setting: GaussianNoise | Sam | None, seed: int = SEED, steps: int = 7, **changes: Any
+) -> Pretrain:
     training = Training(steps=steps, batch=8, evaluations=3, perturb=setting, **changes.pop("training", {}))
     settings = {"optimizer": ADAMW, "aux": ADAMW} | changes
     return Pretrain(seed=seed, model=MODEL, language=OLD, training=training, **settings)
@@ -148,7 +151,9 @@ def test_the_gradient_of_the_perturbed_point_is_applied_to_the_weights(
 
 
 @EACH
-def test_a_run_beside_others_is_the_run_alone_to_the_bit(setting: GaussianNoise | Sam, tmp_path: Path) -> None:
+def test_a_run_beside_others_is_the_run_alone_to_the_bit(
+    setting: GaussianNoise | Sam, tmp_path: Path
+) -> None:
     jobs = [
         pretrain(setting, seed=SEED + i, optimizer=OptimizerConfig(name="adamw", lr=0.01 * (i + 1)))
         for i in range(3)

@@ -14,7 +14,7 @@ from synthlm.probes import ANALYSES
 from synthlm.running import run_batch
 from synthlm.seeds import torch_generator
 from synthlm.store import Store
-from synthlm.training import final_weights, weights_at
+from synthlm.trained import final_weights, weights_at
 
 FACTS = {"name": "facts", "alphabet": 8, "items": 16, "key_length": 2, "value_length": 1}
 BASE = {

@@ -1,6 +1,5 @@
 """The analyses ``curvature`` and ``spectrum`` on stored models, against direct second derivatives."""
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from synthlm.geometry import GEOMETRIES
 from synthlm.jobs import Finetune, Pretrain, Probe
 from synthlm.running import run_batch
 from synthlm.store import Store
-from synthlm.training import final_weights, language_of
+from synthlm.trained import final_weights, language_of
 
 FACTS = {"name": "facts", "alphabet": 4, "items": 8, "key_length": 2, "value_length": 1}
 BASE = {

@@ -3,7 +3,6 @@
 import json
 import math
 import secrets
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from synthlm.probes.subject import StoredSubject
 from synthlm.running import run_probe
 from synthlm.store import Store
 from synthlm.tasks import Cipher, Facts, Mixture
-from synthlm.training import final_weights, language_of, run_batch
+from synthlm.trained import final_weights, language_of
+from synthlm.training import run_batch
 
 SEED = secrets.randbits(30)
 MODEL = ModelConfig(vocab=24, length=6, width=8, layers=1, heads=2, mlp=16)
@@ -155,7 +155,9 @@ def test_a_plane_has_its_grid_and_models(store: Store) -> None:
     objective = old_objective(64)
     old = models[models["role"] == "old"].sort_values(["subject", "slice"])
     order = np.argsort(objective.slices)
-    assert old["loss"].to_numpy() == pytest.approx(objective.losses(flats)[:, order].flatten().numpy(), rel=1e-4)
+    assert old["loss"].to_numpy() == pytest.approx(
+        objective.losses(flats)[:, order].flatten().numpy(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_subjects_that_do_not_belong_together_are_refused(
 
 
 def test_models_on_a_line_are_refused_when_the_plane_is_drawn(store: Store) -> None:
-    with pytest.raises(InputError, match="plane: .* span no plane"):
+    with pytest.raises(InputError, match="span no plane"):
         rows_of(store, Plane(points=2), BASE, FIRST, FIRST)
 
 
@@ -232,7 +234,7 @@ def test_a_finetuned_model_has_basins_in_both_languages(store: Store) -> None:
 
 
 def test_a_grid_of_sigmas_must_ascend() -> None:
-    with pytest.raises(InputError, match="highest: 0.001 must be above lowest 0.002"):
+    with pytest.raises(InputError, match=r"highest: 0\.001 must be above lowest 0\.002"):
         parse(Basins, {"highest": 0.001, "lowest": 0.002}, "grid.toml")
 
 
@@ -240,7 +242,9 @@ def test_a_grid_of_sigmas_must_ascend() -> None:
 
 
 def test_certificates_hold_for_the_finetuned_models(store: Store) -> None:
-    found = rows_of(store, Certificate(sigmas=(0.02, 0.5), trials=200, draws=20, items=64), BASE, FIRST, SECOND, THIRD)
+    found = rows_of(
+        store, Certificate(sigmas=(0.02, 0.5), trials=200, draws=20, items=64), BASE, FIRST, SECOND, THIRD
+    )
     assert len(found) == 8
     flats = [final_weights(job, store) for job in (BASE, FIRST, SECOND, THIRD)]
     objective = old_objective(64)
@@ -248,7 +252,9 @@ def test_certificates_hold_for_the_finetuned_models(store: Store) -> None:
         flat = flats[int(row["subject"])]
         assert row["distance"] == pytest.approx((flat - flats[0]).double().norm().item(), rel=1e-6)
         assert row["accuracy"] == pytest.approx(objective.accuracy(flat[None]).item(), abs=1e-6)
-        assert row["noised"] >= row["bound"] - 0.1  # a guarantee; 0.1 for the few noises of the measured score
+        assert (
+            row["noised"] >= row["bound"] - 0.1
+        )  # a guarantee; 0.1 for the few noises of the measured score
         assert row["weak_bound"] <= row["bound"] + 1e-9
         assert row["low"] <= row["successes"] / row["trials"] <= row["high"]
         assert row["weak_radius"] <= row["radius"] + 1e-9

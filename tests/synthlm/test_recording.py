@@ -20,7 +20,8 @@ from synthlm.optimizers import OptimizerConfig
 from synthlm.recording import EdgeConfig, edge_rows, load_modes
 from synthlm.store import Store
 from synthlm.tasks import Facts, Modular
-from synthlm.training import modes_name, run_batch, weights_at
+from synthlm.trained import modes_name, weights_at
+from synthlm.training import run_batch
 
 SEED = secrets.randbits(30)
 MODEL = ModelConfig(vocab=24, length=4, width=16, layers=1, heads=2, mlp=32)

@@ -20,6 +20,8 @@ from synthlm.tasks import Facts, build
 MODEL = {"width": 16, "layers": 1, "heads": 2, "mlp": 16}
 ADAMW = {"optimizer": {"name": "adamw"}, "sweep": {"lowest": 0.005, "highest": 0.02, "count": 2, "widen": 0}}
 MUON = {"optimizer": {"name": "muon"}, "sweep": {"lowest": 0.02, "highest": 0.08, "count": 2, "widen": 0}}
+ONE_ADAMW = {**ADAMW, "sweep": {"lowest": 0.02, "highest": 0.02, "count": 1}}
+ONE_MUON = {**MUON, "sweep": {"lowest": 0.08, "highest": 0.08, "count": 1}}
 AUX = {"name": "adamw", "lr": 0.01}
 COMMON = {"model": MODEL, "aux": AUX, "optimizers": {"adamw": ADAMW, "muon": MUON}}
 EXCEPTIONS = {
@@ -55,7 +57,7 @@ def finish(made: Any, store: Store) -> Any:
 
 
 def test_counterfactual_scores_are_differences_of_ensemble_means(tmp_path: Path) -> None:
-    made = study(counterfactual={**COMMON, "training": training(120), "language": EXCEPTIONS, "draws": 6})
+    made = study(counterfactual={**COMMON, "training": training(50), "language": EXCEPTIONS, "draws": 6})
     results = finish(made, Store(tmp_path))
     table = made.tables(results)["counterfactual"]
     assert set(table["optimizer"]) == {"adamw", "muon"}
@@ -104,7 +106,7 @@ def test_stored_bits_are_those_of_the_models_own_losses(tmp_path: Path) -> None:
     language = {"name": "facts", "alphabet": 8, "key_length": 2, "value_length": 1, "probe": 4, "items": 1}
     made = study(
         capacity={
-            **COMMON, "optimizers": {"adamw": ADAMW}, "training": training(200), "language": language,
+            **COMMON, "optimizers": {"adamw": ADAMW}, "training": training(120), "language": language,
             "items": [8, 32],
         }
     )  # fmt: skip
@@ -128,18 +130,44 @@ def test_stored_bits_are_those_of_the_models_own_losses(tmp_path: Path) -> None:
     net = (math.log(8) - loss) / math.log(2) * row["items"]
     assert row["net_bits"] == pytest.approx(net, abs=1e-3)
     assert row["parameters"] == probe.subjects[0].model.layout.size
-    assert row["exposures"] == 200 * 16 / row["items"]
+    assert row["exposures"] == 120 * 16 / row["items"]
+
+
+def test_corruption_is_set_against_a_language_of_one_exception(tmp_path: Path) -> None:
+    whole = {**EXCEPTIONS, "exceptions": 1}
+    made = study(
+        corruption={
+            **COMMON, "optimizers": {"adamw": ADAMW}, "training": training(60), "language": whole,
+            "exceptions": [1, 8],
+        }
+    )  # fmt: skip
+    results = finish(made, Store(tmp_path))
+    table = made.tables(results)["corruption"]
+    assert sorted(zip(table["exceptions"], table["seed"], strict=True)) == [(1, 0), (1, 1), (8, 0), (8, 1)]
+    assert (table["heldout"] == 8).all()
+    assert (table["items"] == 24).all()
+    assert (table.loc[table["exceptions"] == 1, "excess"] == 0).all()
+    for row in table.itertuples():
+        control = table[(table["exceptions"] == 1) & (table["seed"] == row.seed)]["wrong"].item()
+        assert row.excess == pytest.approx(row.wrong - control)
+        probe = next(job for job in made.jobs(results) if job.key.startswith(row.job))
+        metrics = pd.DataFrame(results(probe.subjects[0]).metrics)
+        end = metrics[metrics["step"] == 60].set_index("slice")
+        assert row.wrong == pytest.approx(1 - end.loc["exceptions/rule/heldout", "exact"])
+        assert row.exact == pytest.approx(end.loc["exceptions/exception", "exact"])
+        recall = metrics[metrics["slice"] == "exceptions/exception"]
+        assert math.isnan(row.fitted_90) == (recall["accuracy"].max() < 0.9)
 
 
 SMALL = {
     "model": MODEL,
     "pretraining": {
         "language": {"name": "facts", "alphabet": 8, "items": 12, "key_length": 2, "value_length": 2},
-        "training": training(250),
+        "training": training(200),
         "aux": AUX,
-        "bases": {"adamw": ADAMW, "muon": MUON},
+        "bases": {"adamw": ONE_ADAMW, "muon": ONE_MUON},
     },
-    "training": training(60),
+    "training": training(30),
     "arms": {"adamw": ADAMW, "muon": MUON},
     "languages": {
         "new-rule": {
@@ -157,14 +185,14 @@ def test_small_data_tells_the_end_of_every_finetuning(tmp_path: Path) -> None:
     assert len(table) == 2 * 2 * 2 * 2 * 2  # base, arm, examples, rate, seed
     assert set(table["examples"]) == {4, 32}
     assert (table.groupby(["base", "arm", "examples", "seed"])["chosen"].sum() == 1).all()
-    assert (table["step"] == 60).all()
+    assert (table["step"] == 30).all()
     jobs = {job.key[:12]: job for job in made.jobs(results) if isinstance(job, Finetune)}
     for row in table.itertuples():
         job = jobs[row.job]
         assert (job.base.optimizer.name, job.optimizer.name) == (row.base, row.arm)
         assert len(build(job.language, job.seed).train.key) == row.examples
         rows = pd.DataFrame(results(job).metrics)
-        end = rows[(rows["step"] == 60) & (rows["slice"] == "new-rule/rule/heldout")]
+        end = rows[(rows["step"] == 30) & (rows["slice"] == "new-rule/rule/heldout")]
         assert row.accuracy == end["accuracy"].item()
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from synthlm import model as transformer
-from synthlm import training, weights
+from synthlm import resume, schedules, training, weights
 from synthlm.config import InputError
 from synthlm.evaluation import Probe, evaluate, log_probabilities
 from synthlm.jobs import Finetune, Full, Job, Pretrain, Training
@@ -23,7 +24,8 @@ from synthlm.optimizers import OptimizerConfig
 from synthlm.schedules import log_spaced
 from synthlm.store import Store
 from synthlm.tasks import Cipher, Facts, Mixture
-from synthlm.training import Order, final_weights, run_batch
+from synthlm.trained import final_weights
+from synthlm.training import Order, run_batch
 
 SEED = secrets.randbits(30)
 MODEL = ModelConfig(vocab=24, length=6, width=16, layers=1, heads=2, mlp=32)
@@ -215,7 +217,7 @@ def test_a_step_is_that_of_a_plain_loop(store: Store) -> None:
                     total, count = total - log_p[t, target], count + 1
         (grad,) = torch.autograd.grad(total / count, leaf)
         clipped += grad.norm() > 0.5
-        factor = training.schedules.factor(step, 4, plan.schedule)
+        factor = schedules.factor(step, 4, plan.schedule)
         flat = flat - rate * factor * grad * min(1, 0.5 / (grad.norm().item() + 1e-6))
     assert clipped
     torch.testing.assert_close(flat_of(store, job).double(), flat[0], rtol=1e-4, atol=1e-5)
@@ -322,14 +324,14 @@ def test_a_damaged_resume_point_is_not_used(tmp_path: Path, damage: str) -> None
     whole, broken = fresh(tmp_path), fresh(tmp_path)
     run_batch([job], whole)
     interrupt([job], broken, 6)
-    path = broken.partial(job.key) / training.RESUME
+    path = broken.partial(job.key) / resume.RESUME
     data = bytearray(path.read_bytes())
     if damage == "no-history":
-        training.safetensors.torch.save_file({"flat": torch.zeros(3)}, path)
+        safetensors.torch.save_file({"flat": torch.zeros(3)}, path)
     elif damage == "other-shape":
-        with training.safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             history = file.metadata()
-        training.safetensors.torch.save_file({"flat": torch.zeros(3)}, path, metadata=history)
+        safetensors.torch.save_file({"flat": torch.zeros(3)}, path, metadata=history)
     else:
         flipped = data.copy()
         flipped[-100] ^= 0x40
@@ -481,7 +483,7 @@ def test_final_weights_of_lora_are_base_plus_product(store: Store) -> None:
     job = finetune(base, LORA)
     for each in (base, job):
         run_batch([each], store)
-    named = training.safetensors.torch.load_file(store.weights(job.key))
+    named = safetensors.torch.load_file(store.weights(job.key))
     attention = [f"blocks.0.attn.W_{which}" for which in "QKVO"]
     assert set(named) == {f"{name}.lora_{which}" for name in attention for which in "AB"}
     start, end = (MODEL.layout.views(flat_of(store, each)[None]) for each in (base, job))

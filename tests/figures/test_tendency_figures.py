@@ -1,0 +1,114 @@
+"""The figures of rote and rule: their data, that they draw from their CSV, that nothing is clipped, their captions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from synthetic_tendency import STEPS, logistic, make_tendency
+
+from synthlm import figures
+from synthlm.figures import data_needed, tail_recall
+from synthlm.table import write_csv
+
+NAMES = ["rote_rule_curves", "rule_at_recall", "tendency_map", "data_needed", "tail_recall"]
+
+TABLES = {
+    "full": {"noise": 0.05, "diverged": (("sgd", 1),)},
+    "one seed": {"seeds": 1},
+    "one cell": {
+        "items": (128,),
+        "shares": (0.5,),
+        "languages": ("cipher",),
+        "optimizers": ("adamw", "muon"),
+    },
+    "many": {
+        "languages": ("cipher", "modular", "routing", "automaton", "exceptions"),
+        "optimizers": ("adamw", "muon", "sgd", "lion", "soap"),
+        "noise": 0.1,
+        "seeds": 5,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=list(TABLES))
+def table(request: pytest.FixtureRequest) -> pd.DataFrame:
+    table = make_tendency(**TABLES[request.param])
+    if request.param == "full":  # languages need not have the same sizes and shares
+        more = make_tendency(languages=("odd",), items=(50, 60), shares=(0.5,), zipf=False)
+        return pd.concat([table, more.assign(job="e" * 12)], ignore_index=True)
+    return table
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drawn_from_csv_alone_and_nothing_clipped(name, table, tmp_path):
+    module = figures.get(name)
+    data = figures.data_of(name, {"tendency": table})
+    assert tuple(data.columns) == module.COLUMNS
+    write_csv(data, tmp_path / "data.csv")
+    again = figures.load(name, tmp_path / "data.csv")
+    pd.testing.assert_frame_equal(again, data, check_exact=True, check_dtype=False)
+    assert module.caption(again) == module.caption(data)
+    figure = module.draw(again)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    width, height = canvas.get_width_height()
+    outside = {
+        text.get_text()
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and (text.axes is None or text.axes.get_visible())
+        for box in [text.get_window_extent(renderer)]
+        if box.width > 1 and (box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1)
+    }
+    ticks = {
+        label.get_text() for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    }
+    assert not outside - ticks, "text runs out of the figure"
+    for legend in figure.legends:
+        frame = legend.get_window_extent(renderer)
+        assert frame.x0 >= -1
+        assert frame.x1 <= width + 1
+        assert not any(ax.get_window_extent(renderer).overlaps(frame) for ax in figure.axes), "legend on data"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_captions_tell_how_many_seeds(name):
+    for seeds in (1, 3):
+        data = figures.data_of(name, {"tendency": make_tendency(seeds=seeds)})
+        assert f"n = {seeds}" in figures.get(name).caption(data)
+
+
+def test_examples_needed_are_where_accuracy_crosses():
+    table = make_tendency(seeds=2, shares=(0.5,), languages=("cipher",), lead=0.05, zipf=False)
+    data = data_needed.data(table)
+    reach = logistic(300, 60, 1.0)  # accuracy at the end of training per unit of top
+    muon = data[data["optimizer"] == "muon"]["needed"].to_numpy()
+    tops = [0.9 * np.log(n) / np.log(512) + 0.05 for n in (128, 512)]
+    share = (0.9 - reach * tops[0]) / (reach * (tops[1] - tops[0]))
+    np.testing.assert_allclose(muon, np.exp(np.log(128) + share * np.log(4)))
+    assert data[data["optimizer"] != "muon"]["needed"].isna().all()
+    needed = data_needed.needed
+    items = np.array([1.0, 10.0, 100.0])
+    assert needed(items, np.array([0.95, 0.9, 1.0])) == 1
+    assert needed(items, np.array([0.95, 0.8, 1.0])) == pytest.approx(np.sqrt(1000))
+    assert np.isnan(needed(items, np.array([0.95, 1.0, 0.8])))
+
+
+def test_tails_are_apart_from_heads():
+    data = tail_recall.data(make_tendency())
+    assert set(data["language"]) == {"zipf-facts"}
+    for part, half in (("head", 30), ("tail", 100)):
+        run = data[(data["part"] == part) & (data["optimizer"] == "sgd") & (data["seed"] == 2)]
+        np.testing.assert_allclose(run["recall"], [logistic(step, half, 1.0) for step in STEPS])
+    assert tail_recall.data(make_tendency(zipf=False)).empty
+
+
+def test_the_map_tells_who_is_best_and_by_how_much():
+    data = figures.data_of("tendency_map", {"tendency": make_tendency(lead=0.08, noise=0.002)})
+    best = data[(data["reading"] == "best") & (data["items"] < 512)]
+    assert set(best["first"]) == {"muon"}
+    assert set(best["second"]) == {"adamw"}
+    end = data[(data["reading"] == "rule") & (data["items"] < 512)]
+    np.testing.assert_allclose(best["mean"].to_numpy(), end["mean"].to_numpy())
+    np.testing.assert_allclose(end["mean"], 0.08 * logistic(300, 60, 1.0), atol=0.01)
