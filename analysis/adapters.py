@@ -5,6 +5,7 @@ second derivatives. How parameters are laid out and grouped: :mod:`synthlm.analy
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,9 @@ class LossObjective:
         self.position_item = torch.arange(len(batches))
         self.loss_parts = tuple(self._part(b) for b in range(len(batches)))
 
+    def _on(self, batch: Any, model: Model) -> Tensor:
+        return self._loss(model, batch)
+
     def _part(self, b: int) -> Callable[[Tensor], Tensor]:
         def value(flat: Tensor) -> Tensor:
             with plain_attention():
@@ -85,7 +89,7 @@ class LossObjective:
         seen: dict[str, list[Tensor]] = {}
         for batch in self.batches:
             with torch.no_grad(), plain_attention():
-                for name, x in self.inner.inputs(flat, lambda model, b=batch: self._loss(model, b)):
+                for name, x in self.inner.inputs(flat, partial(self._on, batch)):
                     seen.setdefault(name, []).append(x.flatten(0, -2))
         for name, parts in seen.items():
             x = torch.cat(parts)
@@ -166,6 +170,9 @@ class ModuleObjective(PositionObjective):
             self._part(b, slice(sum(positions[:b]), sum(positions[: b + 1]))) for b in range(len(positions))
         )
 
+    def _on(self, inputs: Any, model: Model) -> Tensor:
+        return self._predict(model, inputs)
+
     def _log_p(self, row: Tensor, b: int) -> Tensor:
         """``[position, class]`` of one batch."""
         inputs, targets = self.batches[b]
@@ -207,7 +214,7 @@ class ModuleObjective(PositionObjective):
         for b, (inputs, _) in enumerate(self.batches):
             codes = self._token_slices[b]
             with torch.no_grad(), plain_attention():
-                for name, x in self.inner.inputs(flat, lambda model, i=inputs: self._predict(model, i)):
+                for name, x in self.inner.inputs(flat, partial(self._on, inputs)):
                     if x.shape[: codes.ndim] != codes.shape:
                         raise ValueError(
                             f"{name}: inputs {tuple(x.shape)} do not fit targets {tuple(codes.shape)}"

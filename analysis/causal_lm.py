@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthlm.analysis.adapters import Model, ModuleObjective
+from synthlm.analysis.adapters import ModuleObjective
+from synthlm.analysis.flat_module import Model
 from synthlm.config import InputError
 from synthlm.tasks import IGNORE
 

@@ -102,8 +102,7 @@ def native_unit(layout: Layout, geometry: Geometry) -> float:
 def filter_normalized(layout: Layout, d: Tensor, base: Tensor) -> Tensor:
     """Every filter of ``d [run, param]`` at the norm of the base's filter; parameters with one axis zero.
 
-    A filter is a row: one output's weights, or one token's embedding. Source: Li et al. 2018, arXiv 1712.09913, section
-    4.
+    A filter is a row: one output's weights, or one token's embedding. Source: Li et al. 2018, arXiv 1712.09913.
     """
     here, wanted = layout.views(d), layout.views(base[None])
     out = {}
@@ -122,8 +121,7 @@ def filter_normalized(layout: Layout, d: Tensor, base: Tensor) -> Tensor:
 def times_rms(layout: Layout, d: Tensor, base: Tensor) -> Tensor:
     """Every parameter tensor of ``d [run, param]`` times the root mean square of the base's: a scale-free sigma.
 
-    Rescaling a tensor of the model then rescales its noise alike, which a noise of one sigma for all does not. Our
-    choice.
+    Rescaling a tensor of the model then rescales its noise alike; a noise of one sigma for all does not. Our choice.
     """
     wanted = layout.views(base[None])
     pieces = layout.views(d)

@@ -145,8 +145,8 @@ def _hidden(module: nn.Module, head: bool) -> tuple[dict[str, nn.Module], set[st
                     turned.add(names[id(weight)])
         elif isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
             hosts[names[id(part.in_proj_weight)]] = part  # query, key and value in one matrix
-    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    last = output if output is not None else (linear[-1] if linear else None)
+    told: Any = getattr(module, "get_output_embeddings", lambda: None)  # of transformers
+    last = told() or (linear[-1] if linear else None)
     if head and last is not None:
         hosts.pop(names.get(id(last.weight), ""), None)
     return hosts, turned

@@ -84,8 +84,7 @@ def worst_lines(
     Args:
         ascended: the objective whose loss the ascent climbs; ``objective`` is what is then scored.
         kind: ``relative``: the largest ball of the geometry within the Frobenius ball of so many times each matrix's
-        own
-            norm; ``native``: the ball of so much norm in every matrix.
+            own norm; ``native``: the ball of so much norm in every matrix.
     """
     layout = objective.layout
     if kind == "relative":

@@ -1,5 +1,7 @@
 """Figure: how accuracy falls around bases and finetuned models, along random, worst and finetuning directions."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ TABLE = "basins"
 COLUMNS = ("panel", "base", "line", "sigma", *STATISTICS, "centre")
 
 PANELS = {"pretrained": "around the base", "finetuned": "around the finetuned model"}
-LINES = {
+LINES: dict[str, tuple[str, str, Any]] = {
     "most": ("most case (Gaussian)", "#000000", "-"),
     "finetuning": ("finetuning case (updates)", "#CC79A7", "--"),
     "worst": ("worst case (ascent)", "#c00000", ":"),

@@ -57,8 +57,8 @@ def draw(data: pd.DataFrame) -> Figure:
         labels[place] += f": {level:.2g} bits per parameter" if seen else f": at least {level:.2g}"
     ends = [data["exact"].min() * 0.8, data["exact"].max() * 1.2]
     ax.plot(ends, ends, color=style.GREY, linewidth=0.8, linestyle=dotted, zorder=1)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
     low = data.loc[data["stored"] > 0, "stored"].min()
     ax.set_ylim(min(low, ends[0]) * 0.8, max(data["stored"].max() * 1.6, ends[0] * 2))
     ax.set_xlim(*ends)

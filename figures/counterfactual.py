@@ -62,12 +62,13 @@ def draw(data: pd.DataFrame) -> Figure:
 def caption(data: pd.DataFrame) -> str:
     """What is shown, how sure a single score is, how many models and seeds."""
     counts = data.drop_duplicates(["slice", "optimizer", "seed"])["models"]
+    models = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     sizes = data.groupby(["slice", "optimizer", "seed"]).size().groupby("slice").max()
     listed = ", ".join(f"{count} of {name}" for name, count in sizes.items())
     return (
         "Counterfactual memorization (arXiv 2008.03703, 2112.12938): how much more often an item is answered right in"
         " every token by models trained with it than by models trained without it. Near 0: the rule answers it, or"
         f" nothing does; near 1: known by rote. Items: {listed}; a single score's standard error is"
-        f" {data['error'].median():.2f} (median), with {counts.min()} to {counts.max()} models a seed. Each optimizer"
+        f" {data['error'].median():.2f} (median), with {models} models a seed. Each optimizer"
         f" at the learning rate that is best on the whole language. {cells.seeds_text(data)}"
     )

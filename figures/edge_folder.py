@@ -30,7 +30,7 @@ def draw(data: pd.DataFrame, source: str) -> Figure:
                 here["step"], here[f"ratio/{null}/low"], here[f"ratio/{null}/high"],
                 color=edge_style.NULL_COLORS[null], alpha=0.45, linewidth=0.4,
             )  # fmt: skip
-        axes[1, column].set_yscale("log")
+        edge_style.plain_log(axes[1, column])
         axes[2, column].plot(here["step"], here["k_ratio"], ".", color="black", markersize=3.5)
         axes[2, column].plot(here["step"], here["k_mass"], "_", color="#0072B2", markersize=5)
         axes[2, column].yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -43,7 +43,7 @@ def draw(data: pd.DataFrame, source: str) -> Figure:
     for ax, label in zip(
         axes[:, 0],
         ("$\\sigma_j\\,/\\,(\\sum\\sigma^2)^{1/2}$", "$R=\\max_j\\,\\sigma_j/\\sigma_{j+1}$", "gap position $k^*$",
-         "turn of the leading\n1, 2, 3 modes (degrees)"),
+         "turn of modes\n(degrees)"),
         strict=True,
     ):  # fmt: skip
         ax.set_ylabel(label)

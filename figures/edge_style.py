@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from synthlm.figures import style
 from synthlm.statistics import LEVEL, RESAMPLES
@@ -38,6 +39,14 @@ def line(arm: str, condition: str) -> dict[str, Any]:
     if condition == "main":
         return {"color": style.color(arm), "linestyle": "-"}
     return {"color": style.GREY, "linestyle": (0, (3.2, 1.6))}
+
+
+def plain_log(ax: Axes) -> None:
+    """A logarithmic axis y whose ticks are plain numbers: for values within a decade or two."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def mark_rise(ax: Axes, data: pd.DataFrame) -> None:

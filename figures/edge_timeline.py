@@ -5,7 +5,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from synthlm.figures import edge_style, style
 
@@ -51,9 +50,7 @@ def draw(data: pd.DataFrame) -> Figure:
             _draw_panel(ax, here, kind, arm)
             ax.set_yscale(scale)
             if kind == "ratio":
-                ax.yaxis.set_major_formatter(ScalarFormatter())
-                ax.yaxis.set_minor_formatter(NullFormatter())
-                ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                edge_style.plain_log(ax)
             if column == 0:
                 ax.set_ylabel(label)
         axes[0, column].set_title(edge_style.title(task, arm))

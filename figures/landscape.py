@@ -72,9 +72,9 @@ def draw(data: pd.DataFrame) -> Figure:
     handles = [_line(name) for name in (*STEPPERS, "gaussian")]
     labels = [f"{geometry} ({style.name(optimizer)})" for geometry, optimizer in STEPPERS.items()]
     own = Line2D([], [], color="#555555", linewidth=2.4)
-    base = Line2D([], [], color="#b0b0b0", linewidth=0.8)
+    centre = Line2D([], [], color="#b0b0b0", linewidth=0.8)
     style.legend(
-        figure, [*handles, own, base], [*labels, "Gaussian", "the base's own", "loss of the base"], 3
+        figure, [*handles, own, centre], [*labels, "Gaussian", "the base's own", "loss of the base"], 3
     )
     return figure
 

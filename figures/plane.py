@@ -63,11 +63,13 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> QuadContourSet:
     models = cell[cell["what"] == "model"]
     for row in models.itertuples():
         base = row.label == "base"
+        across = (row.x - grid.columns[0]) / (grid.columns[-1] - grid.columns[0])
         ink = "white" if base else style.color(str(row.optimizer))
         ax.plot(row.x, row.y, "o", color=ink, markersize=6, markeredgecolor="black", markeredgewidth=0.8)
         ax.annotate(
             row.label, (row.x, row.y), xytext=(0, -8 if base else 7), textcoords="offset points",
-            ha="center", va="top" if base else "bottom", fontsize=7, color="black",
+            ha="right" if across > 0.75 else "left" if across < 0.15 else "center",
+            va="top" if base else "bottom", fontsize=7, color="black",
             bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
         )  # fmt: skip
     ax.set_aspect("equal", adjustable="box")

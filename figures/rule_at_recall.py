@@ -36,6 +36,7 @@ def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
     languages = list(dict.fromkeys(data["language"]))
     shares = {name: sorted(data[data["language"] == name]["rote_share"].unique()) for name in languages}
+    languages = sorted(languages, key=lambda name: -len(shares[name]))
     rows = [(level, place) for level in LEVELS for place in range(max(map(len, shares.values())))]
     side = max(0.15, (5.4 - 1.65 * len(languages) - 0.85) / 2)
     figure, axes = style.grid_figure(len(rows), len(languages), (1.65, 1.4), (0.85 + side, side, 0.3, 1.0))
@@ -60,10 +61,7 @@ def draw(data: pd.DataFrame) -> Figure:
                 ax.plot(run["items"], run["rule"], ".", color=style.color(optimizer), markersize=4, alpha=0.7)
             if i == 0:
                 ax.set_title(language)
-            if j == 0:
-                ax.set_ylabel(
-                    f"rule accuracy\nat {level:.0%} recall\n({cells.share_text(share)})", fontsize=7.5
-                )
+            ax.text(0.04, 0.95, cells.share_text(share), transform=ax.transAxes, fontsize=7, va="top")
             items = sorted(panel["items"].unique())
             ax.set_xscale("log")
             if items:

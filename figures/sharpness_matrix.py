@@ -35,7 +35,8 @@ PANELS = {
         "critical sharpness along unit\nsteps of the old gradient (2 / step)",
     ),
 }
-"""Panel -> gradient, kind of step, quantity, title. Critical sharpness needs a direction in which the old loss falls."""
+"""Panel -> gradient, kind of step, quantity, title. Critical sharpness needs a step along which the old
+loss falls."""
 
 ORDER = ("max", "spectral", "frobenius")
 
@@ -73,7 +74,7 @@ def draw(data: pd.DataFrame) -> Figure:
     panels = [panel for panel in PANELS if panel in set(data["panel"])]
     bases = style.base_order(list(data["base"]))
     geometries = [name for name in ORDER if name in set(data["geometry"])]
-    figure = style.new_figure(2.75 * len(panels) + 1.2, 0.78 * len(bases) + 1.5)
+    figure = style.new_figure(2.95 * len(panels) + 1.2, 0.78 * len(bases) + 1.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     top = max(0.1, float(np.nanmax(data["relative"].abs(), initial=0.1)))
     image: Any = None
@@ -119,7 +120,8 @@ def caption(data: pd.DataFrame) -> str:
     text = (
         "Sharpness of the old loss at the end of pretraining along the step that is steepest in each geometry, for the"
         " finetuning languages' gradients (left, middle; mean over languages) or the old loss' own (right), on each"
-        " base. Upper number: geometric mean over seeds. Second number and colour: its natural logarithm less the means of its row and column, with an interval over seeds; blue is relatively flat."
+        " base. Upper number: geometric mean over seeds. Second number and colour: its natural logarithm less"
+        " the means of its row and column, with an interval over seeds; blue is relatively flat."
         " Outlined: the geometry of the base's own optimizer, where C4 predicts blue."
     )
     if missing:

@@ -13,9 +13,9 @@ STUDY = "mechanism"
 TABLE = "spectrum"
 COLUMNS = ("base", "optimizer", "seed", "sign", "eigenvalue", "density", "largest", "smallest", "n")
 
-DECADES = 4.0
+DECADES = 3.5
 """How far below the largest eigenvalue of all the axis begins."""
-BROADENING = 0.08
+BROADENING = 0.15
 """Standard deviation of the Gaussian that a node of the quadrature becomes, in decades."""
 POINTS = 160
 FLOOR = 1e-6
@@ -23,11 +23,11 @@ FLOOR = 1e-6
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per base, seed, sign and point: ``eigenvalue`` (its size) and ``density``, the share of the eigenvalues of
-    that sign per decade; ``largest`` and ``smallest`` node of the seed.
+    """One row per base, seed, sign and point: ``eigenvalue`` (its size) and ``density``, the share of all eigenvalues
+    that lie there with that sign, per decade; ``largest`` and ``smallest`` node of the seed.
 
-    Made of the quadrature's nodes (rows ``node``), each a Gaussian in log10 of its size, since the bulk and the outliers
-    lie decades apart.
+    Made of the quadrature's nodes (rows ``node``), each a Gaussian in log10 of its size, since the bulk and the
+    outliers lie decades apart.
     """
     nodes = table[(table["what"] == "node") & table["eigenvalue"].notna()]
     if nodes.empty:
@@ -56,7 +56,7 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
     bases = style.base_order(list(data["base"]))
-    figure = style.new_figure(2.6 * len(bases) + 0.6, 2.9)
+    figure = style.new_figure(max(2.6 * len(bases) + 0.6, 4.4), 2.9)
     axes = figure.subplots(1, len(bases), sharex=True, sharey=True, squeeze=False)[0]
     for ax, base in zip(axes, bases, strict=True):
         rows = data[data["base"] == base]
@@ -71,9 +71,8 @@ def draw(data: pd.DataFrame) -> Figure:
         ax.set_ylim(FLOOR, 3)
         ax.set_xlabel("size of the eigenvalue (nats)")
     axes[0].set_ylabel("share per decade")
-    handles = [
-        Line2D([], [], color="black", linewidth=1.1), Line2D([], [], color="black", linewidth=1.1, linestyle=(0, (1.2, 1.2))),
-    ]  # fmt: skip
+    shapes: tuple = ("-", (0, (1.2, 1.2)))
+    handles = [Line2D([], [], color="black", linewidth=1.1, linestyle=shape) for shape in shapes]
     style.legend(figure, handles, ["positive eigenvalues", "negative eigenvalues"], columns=2)
     return figure
 
@@ -84,7 +83,7 @@ def caption(data: pd.DataFrame) -> str:
     return (
         "Spectral density of the Hessian of the old loss at the end of pretraining, over the hidden matrices'"
         " parameters: the share of eigenvalues per decade of their size, by stochastic Lanczos quadrature; each node is"
-        f" broadened by {BROADENING:g} decades. One line a seed and sign; titles give the largest Ritz value of each seed."
-        " Sizes far below the bulk are beyond what the quadrature resolves."
+        f" broadened by {BROADENING:g} decades. One line a seed and sign; titles give the largest Ritz value of each"
+        " seed. Sizes far below the bulk are beyond what the quadrature resolves."
         f" n = {n} seed{'' if n == 1 else 's'}; no interval."
     )

@@ -68,11 +68,12 @@ def summary(found: pd.DataFrame) -> str:
         usual = rows["k_ratio"].mode().iloc[0]
         beyond = (rows["p"] <= 0.05).mean()
         excess = (rows["share"] - rows["share/stationary/mid"]).mean()
+        own, null = rows["k_ratio"].mean(), rows["k_ratio/stationary/mean"].mean()
         lines.append(
-            f"{name}: {int(rows['parameters'].iloc[0]):,} parameters, {len(rows)} windows; k* {usual} most"
-            f" often (mean {rows['k_ratio'].mean():.2f}, of its lag correlation alone"
-            f" {rows['k_ratio/stationary/mean'].mean():.2f}); gap beyond random directions (p <= 0.05) in"
-            f" {beyond:.0%} of windows; leading share {rows['share'].mean():.3f}, {excess:+.3f} against"
-            " updates of the same norms and lag correlation"
+            f"{name}: {int(rows['parameters'].iloc[0]):,} parameters, {len(rows)} windows\n"
+            f"  gap position k* {usual} most often; mean {own:.2f}, of its lag correlation alone {null:.2f}\n"
+            f"  gap beyond random directions (p <= 0.05) in {beyond:.0%} of windows\n"
+            f"  leading share {rows['share'].mean():.3f}; {excess:+.3f} against updates of the same norms and lag "
+            "correlation"
         )
     return "\n".join(lines)

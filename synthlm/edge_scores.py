@@ -97,17 +97,20 @@ def auc(scores: pd.DataFrame) -> tuple[float, float, float]:
     """Chance that a main run's score is above a control's, over all runs of ``scores`` (columns seed, main, control),
     with the 95% percentile interval over seeds, resampled whole."""
     value = separation(scores["main"], scores["control"])
-    seeds = sorted(scores["seed"].unique())
-    if len(seeds) < 2:
+    by_seed = [rows[["main", "control"]].to_numpy(float) for _, rows in scores.groupby("seed")]
+    if len(by_seed) < 2:
         return value, float("nan"), float("nan")
-    by_seed = dict(iter(scores.groupby("seed")))
+    # wins and comparisons of every pair of seeds: a resample only weighs them
+    wins, count = (np.zeros((len(by_seed), len(by_seed))) for _ in range(2))
+    for i, one in enumerate(by_seed):
+        for j, other in enumerate(by_seed):
+            difference = one[:, 0][:, None] - other[:, 1]
+            wins[i, j] = (difference > 0).sum() + 0.5 * (difference == 0).sum()
+            count[i, j] = np.isfinite(difference).sum()
     rng = numpy_generator(0, "auc")
-    drawn = []
-    for _ in range(RESAMPLES):
-        sample = [by_seed[seeds[i]] for i in rng.integers(len(seeds), size=len(seeds))]
-        main = np.concatenate([rows["main"].to_numpy(float) for rows in sample])
-        control = np.concatenate([rows["control"].to_numpy(float) for rows in sample])
-        drawn.append(separation(main, control))
+    weight = rng.multinomial(len(by_seed), np.full(len(by_seed), 1 / len(by_seed)), size=RESAMPLES)
+    with np.errstate(invalid="ignore"):
+        drawn = ((weight @ wins) * weight).sum(1) / ((weight @ count) * weight).sum(1)
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return value, float(low), float(high)
 

@@ -71,7 +71,7 @@ def read_job(path: Path, kind: str) -> Job:
         text = json.dumps(data["job"])
     job = job_from_json(text)
     if job.kind != kind:
-        command = "train" if job.kind == "pretrain" else job.kind
+        command = {"pretrain": "train", "probe": "analyze"}.get(job.kind, job.kind)
         raise InputError(f"job: {path} is a {job.kind} job; use 'synthlm {command} --job {path}'")
     return job
 

@@ -10,7 +10,7 @@ from synthlm.edge_scores import RUN, pairs
 from synthlm.experiments.edge import Milestones, _phases
 from synthlm.probes.edge import SIGNALS, Edge
 
-PARAMETERS, RECORDS, WINDOW, EVERY = 400, 60, 5, 10
+PARAMETERS, RECORDS, WINDOW, EVERY = 400, 40, 5, 15
 RHO = {"adamw": 0.5, "muon": 0.9, "sgd": 0.9}
 """Lag correlation that gives a plain k* of 2 and of 1."""
 
@@ -39,8 +39,8 @@ def tables(
                     own = Milestones(50.0, 400.0 if main else np.nan, 500.0 + 10 * seed if main else np.nan)
                     marks = {**vars(own), "horizon": 400.0 if grokked else np.nan,
                              "deadline": 500.0 + 10 * seed if grokked else np.nan}  # fmt: skip
-                    labels = {"job": f"{len(runs):012d}", "task": task, "arm": arm, "condition": condition, "seed": seed,
-                              "source": "edge"}  # fmt: skip
+                    labels = {"job": f"{len(runs):012d}", "task": task, "arm": arm}
+                    labels |= {"condition": condition, "seed": seed, "source": "edge"}
                     runs.append(labels | {"status": "done"} | marks)
                     slope = fall if condition == "main" else 0.0
                     norms = np.exp(
@@ -50,7 +50,7 @@ def tables(
                     if condition == "main" and nonstationary:
                         # late updates are alike from step to step, so that the second gap closes beyond any step norm
                         cross = rows[:, 1:] + nonstationary * np.sqrt(rows[:, :1] * rows[:, :1])
-                        late = np.arange(RECORDS)[:, None] > 20
+                        late = np.arange(RECORDS)[:, None] > RECORDS // 3
                         rows[:, 1:] = np.where(late, np.minimum(cross, 0.995 * rows[:, :1]), rows[:, 1:])
                     steps = EVERY * (1 + np.arange(RECORDS))
                     windows.append(_windows(rng, rows, steps, own, labels, marks))

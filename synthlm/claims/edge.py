@@ -247,7 +247,13 @@ def _third(first: Verdict, second: Verdict, robust: Sequence[tuple[str, Estimate
     ]
     weakest = min(scaled, key=lambda item: item.high if math.isfinite(item.high) else math.inf)
     cells = tuple(
-        Cell({"against": name, "verdict": outcome}, item, True, "", {"smallest": smallest})
+        Cell(
+            {"against": name, "verdict": outcome},
+            item,
+            item.n > 0,
+            "" if item.n else "nothing to compare",
+            {"smallest": smallest},
+        )
         for (name, _, smallest), item, outcome in zip(robust, items, outcomes, strict=True)
     )
     return Verdict(

@@ -152,7 +152,8 @@ class WeightsFile:
             raise InputError(f"model: the file does not tell {' and '.join(missing)}; give {given}")
         self.config = parse(ModelConfig, data, "model")
         self.layout = self.config.layout
-        self.vocab, self.longest = self.config.vocab, self.config.length
+        self.vocab = self.config.vocab
+        self.longest: int | None = self.config.length
         expected = {entry.name: entry.shape for entry in self.layout.entries}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:

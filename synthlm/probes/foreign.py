@@ -63,15 +63,8 @@ class ForeignSubject:
         """Weights ``[param]`` of the first checkpoint."""
         return self.flat(0)
 
-    def objective(
-        self,
-        role: Role = "old",
-        index: int = 0,
-        table: str = "probe",
-        goals_only: bool = True,
-        items: int | None = None,
-    ) -> Objective:
-        """The first checkpoint's form on the data of that role.
+    def objective(self, role: Role = "old", **options: Any) -> Objective:
+        """The first checkpoint's form on the data of that role; options as of ``StoredSubject.objective``.
 
         Raises:
             InputError: when there are no data of that role.
@@ -79,7 +72,13 @@ class ForeignSubject:
         data = self._data[role]
         if data is None:
             raise InputError("new-data: this analysis needs what the further models learnt")
-        return self._checkpoints[0].objective(data, self.device, table, goals_only, items)
+        return self._checkpoints[0].objective(
+            data,
+            self.device,
+            options.get("table", "probe"),
+            options.get("goals_only", True),
+            options.get("items"),
+        )
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """The generator (on the CPU) of one purpose."""

@@ -108,11 +108,11 @@ class Landscape(Analysis):
         old = subject.objective("old", items=self.items)
         rows: Columns = {}
         centre = landscape.score(old, base[None])
-        head = {"direction": "centre", "kind": "", "geometry": "", "subject": 0}
+        head: dict[str, Any] = {"direction": "centre", "kind": "", "geometry": "", "subject": 0}
         score_rows(rows, head, {"draw": [0], "radius": [0.0]}, old.slices, centre)
         for head, rays, radii in self._rays(subject, base):
             scores = landscape.lines(old, base, rays, radii)
-            along = {
+            along: dict[str, Sequence[Any]] = {
                 "draw": [draw for draw in range(len(rays)) for _ in radii],
                 "radius": list(radii) * len(rays),
             }
@@ -211,7 +211,9 @@ class Plane(Analysis):
             index = 0 if role == "old" else 1
             objective = subject.objective(role, index=index, items=self.items)
             try:
-                plane = landscape.plane(objective, *flats, points=self.points, margin=self.margin)
+                plane = landscape.plane(
+                    objective, flats[0], flats[1], flats[2], points=self.points, margin=self.margin
+                )
             except ValueError as error:
                 raise InputError(f"plane: {error}") from None
             grid = {

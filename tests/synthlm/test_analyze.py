@@ -13,6 +13,8 @@ import torch
 from synthlm import cli, weights
 from synthlm.analysis.causal_lm import causal_lm_objective, load_causal_lm
 from synthlm.analysis.objective import language_objective
+from synthlm.config import parse
+from synthlm.jobs import Probe
 from synthlm.probes import ANALYSES
 from synthlm.store import Store
 from synthlm.trained import final_weights
@@ -236,6 +238,19 @@ def test_what_is_no_model(run: Run, gpt2: Path) -> None:
     key = key_in(run("train", *SMALL)[1])
     entry = str(Store("store").folder(key))
     assert f"is an entry of a store; give its key, {key[:12]}" in run("analyze", entry, "slices")[2]
+
+
+def test_the_command_that_repeats_a_failed_analysis(run: Run) -> None:
+    key = key_in(run("train", *SMALL)[1])
+    job = parse(Probe, {"subjects": [cli_job(Store("store"), key)], "analysis": {"name": "slices"}}, "probe")
+    Path("failed.json").write_text(
+        json.dumps({"job": json.loads(job.model_dump_json()), "error": "", "key": job.key})
+    )
+    code, out, err = run("analyze", "--job", "failed.json", "--store", "store")
+    assert code == 0, err
+    assert job.key in out
+    code, _, err = run("train", "--job", "failed.json")
+    assert (code, "use 'synthlm analyze --job" in err) == (2, True)
 
 
 def test_without_arguments_it_lists_the_analyses(run: Run) -> None:

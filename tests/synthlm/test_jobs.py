@@ -256,6 +256,25 @@ def test_shapes_of_finetuning() -> None:
     assert job.shape != make(PRETRAIN).shape
 
 
+def test_draws_of_a_subset_share_an_axis() -> None:
+    subset = {"name": "subset", "of": LANGUAGE, "share": 0.5}
+    mixture = {"name": "mixture", "parts": [subset, LANGUAGE | {"tag": 2, "label": "other"}]}
+
+    def drawn(draw: int, **changes: Any) -> list[Pretrain | Finetune]:
+        part = subset | {"draw": draw} | changes
+        mixed = mixture | {"parts": [part, mixture["parts"][1]]}
+        return [
+            make(PRETRAIN, {"language": part}),
+            make(PRETRAIN, {"language": mixed}),
+            make(FINETUNE, {"base.language": part}),
+            make(FINETUNE, {"language": part | {"of": LANGUAGE | {"tag": 2, "label": "new"}}}),
+        ]
+
+    for one, other, apart in zip(drawn(0), drawn(1), drawn(1, share=0.25), strict=True):
+        assert one.shape == other.shape != apart.shape
+        assert one.key != other.key
+
+
 def test_jobs_that_stop_early_train_alone() -> None:
     one, other = (make(PRETRAIN, {"stop_loss": 0.5, "seed": seed}) for seed in (1, 2))
     assert one.shape != other.shape
