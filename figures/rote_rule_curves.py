@@ -1,5 +1,7 @@
 """Figure: rote recall and held-out rule accuracy over training from scratch, a panel per language and data size."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,7 +13,10 @@ NAME = "rote_rule_curves"
 STUDY = "tendency"
 TABLE = "tendency"
 COLUMNS = (*RUN, "lr", "status", "goal", "step", "accuracy", *cells.SUMMARY)
-LINES = {"rule": ("-", "held-out rule accuracy"), "rote": ((0, (1, 1.2)), "rote recall")}
+LINES: dict[str, tuple[Any, str]] = {
+    "rule": ("-", "held-out rule accuracy"),
+    "rote": ((0, (1, 1.2)), "rote recall"),
+}
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,12 +7,12 @@ from matplotlib.lines import Line2D
 
 from synthlm.analysis.tendency import LEVELS
 from synthlm.figures import cells, style
-from synthlm.tendency import AT_RECALL, FITTED, RUN, curves, outcomes
+from synthlm.tendency import AT_RECALL, CELL, FITTED, RUN, curves, outcomes, searches
 
 NAME = "rule_at_recall"
 STUDY = "tendency"
 TABLE = "tendency"
-COLUMNS = (*RUN, "lr", "status", "level", "fitted", "rule", "reached", *cells.SUMMARY)
+COLUMNS = (*RUN, "lr", "rates", "edge", "status", "level", "fitted", "rule", "reached", *cells.SUMMARY)
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:
@@ -20,9 +20,12 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
 
     ``reached``: in how many seeds recall gets there; the mean is over these.
     """
-    ends = outcomes(curves(table))
+    swept = searches(table).drop(columns="lr")
+    ends = outcomes(curves(table)).merge(swept, on=[*CELL, "optimizer"])
     frames = [
-        ends[[*RUN, "lr", "status"]].assign(level=level, fitted=ends[fitted], rule=ends[rule])
+        ends[[*RUN, "lr", "rates", "edge", "status"]].assign(
+            level=level, fitted=ends[fitted], rule=ends[rule]
+        )
         for level, fitted, rule in zip(LEVELS, FITTED, AT_RECALL, strict=True)
     ]
     by = [*RUN[:-1], "level"]
@@ -87,6 +90,11 @@ def caption(data: pd.DataFrame) -> str:
     """What is shown, where recall never got there, how many seeds."""
     seeds = data["seed"].nunique()
     cases = data.drop_duplicates([*RUN[:-1], "level"])
+    searched = data.drop_duplicates(RUN[:-1])
+    ends = int((searched["edge"] != "").sum())
+    tried = " to ".join(
+        dict.fromkeys(f"{count}" for count in (searched["rates"].min(), searched["rates"].max()))
+    )
     short = int((cases["reached"] < seeds).sum())
     return (
         "Which comes first, rote or rule? Accuracy on held-out instances of the rule at the moment when"
@@ -95,6 +103,7 @@ def caption(data: pd.DataFrame) -> str:
         " step), against the number of rule examples. Lower: more learnt by rote before the rule is found. In"
         f" {short} of {len(cases)} cells recall did not get there in every seed; the mean is over those in"
         " which it did."
-        " Each optimizer at its own best learning rate. Lines: mean; bands: interval."
+        f" Each optimizer at its own best learning rate of {tried}; in {ends} of {len(searched)} searches that is an end of"
+        " the rates tried. Lines: mean; bands: interval."
         f" {cells.seeds_text(data)}"
     )

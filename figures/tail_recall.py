@@ -1,5 +1,7 @@
 """Figure: recall of frequent and of rare items over training, where frequencies are Zipf's."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,7 +13,10 @@ NAME = "tail_recall"
 STUDY = "tendency"
 TABLE = "tendency"
 COLUMNS = (*RUN, "lr", "status", "part", "step", "recall", *cells.SUMMARY)
-LINES = {"tail": ("-", "tail: the rarest items"), "head": ((0, (1, 1.2)), "all other items")}
+LINES: dict[str, tuple[Any, str]] = {
+    "tail": ("-", "tail: the rarest items"),
+    "head": ((0, (1, 1.2)), "all other items"),
+}
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:

@@ -316,7 +316,7 @@ def job_from_json(text: str) -> Job:
 
 
 def _without_draws(data: Any) -> Any:
-    """Settings without the draws of subsets in them: which items are trained on differs along a run axis, as data do."""
+    """Settings without the draws of subsets in them: which items are trained on may differ along a run axis."""
     if isinstance(data, list):
         return [_without_draws(value) for value in data]
     if not isinstance(data, dict):

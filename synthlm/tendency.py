@@ -50,6 +50,24 @@ def curves(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
+def searches(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell and optimizer whose search is over: CELL, optimizer, lr (the chosen rate), rates (how many were
+    tried), edge ("low" or "high" when the chosen one is an end of them, "only" when there was one, else "").
+    """
+    records = []
+    for key, rows in table.groupby([*CELL, "optimizer"], sort=True):
+        chosen = rows[rows["chosen"].astype(bool)]["lr"]
+        if chosen.empty:
+            continue
+        lr, lowest, highest = float(chosen.iloc[0]), rows["lr"].min(), rows["lr"].max()
+        edge = "only" if lowest == highest else {lowest: "low", highest: "high"}.get(lr, "")
+        records.append(
+            dict(zip([*CELL, "optimizer"], key, strict=True))
+            | {"lr": lr, "rates": rows["lr"].nunique(), "edge": edge}
+        )
+    return pd.DataFrame(records, columns=[*CELL, "optimizer", "lr", "rates", "edge"])
+
+
 def outcomes(traces: pd.DataFrame) -> pd.DataFrame:
     """One row per run of ``curves`` that has rote and rule: RUN, job, lr, status, and
 

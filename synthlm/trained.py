@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ FINAL = "final.safetensors"
 
 
 class JobStore(Protocol):
-    """What training asks of a store."""
+    """What a worker asks of a store."""
 
     def partial(self, key: str) -> Path: ...
     def create(self, key: str) -> Path: ...
     def commit(self, key: str, folder: Path) -> None: ...
     def weights(self, key: str, name: str = FINAL) -> Path: ...
+    def table(self, key: str, name: str) -> dict[str, list[Any]] | None: ...
 
 
 @lru_cache(maxsize=64)

@@ -133,7 +133,7 @@ def load(path: Path, layout: Layout) -> Tensor:
     """Read one run's weights as a flat ``[param]`` tensor.
 
     Raises:
-        InputError: when the file is missing or damaged, or holds other names, shapes or types than the layout (float32).
+        InputError: when the file is missing or damaged, holds other names or shapes than the layout, or is no float32.
     """
     try:
         tensors = safetensors.torch.load_file(path)

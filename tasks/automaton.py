@@ -91,7 +91,7 @@ class Automaton(StringRule, RuleLanguage):
             else:
                 table = generator.permuted(np.broadcast_to(np.arange(self.states)[:, None], shape), axis=0)
             reached = {0}
-            while len(more := reached | set(table[list(reached)].flat)) > len(reached):
+            while len(more := reached | set(table[list(reached)].ravel().tolist())) > len(reached):
                 reached = more
             if len(reached) == self.states:
                 return table

@@ -158,12 +158,13 @@ class Grammar:
         leaf = np.zeros((self.alphabet, len(self.words)))
         for nonterminal, words in enumerate(self.words):
             leaf[words, nonterminal] = 1.0
+        none = np.zeros((items, len(self.words)))
         inside = {(i, i + 1): leaf[strings[:, i]] for i in range(length)}
         for size in range(2, length + 1):
             for i in range(length - size + 1):
-                inside[i, i + size] = sum(
-                    self._joined(inside[i, s], inside[s, i + size]) for s in range(i + 1, i + size)
-                )
+                splits = range(i + 1, i + size)
+                joined = (self._joined(inside[i, s], inside[s, i + size]) for s in splits)
+                inside[i, i + size] = sum(joined, start=none)
         shares = np.empty((items, length + 1))
         shares[:, 0] = counts[length, 0]
         shares[:, length] = inside[0, length][:, 0]
@@ -171,13 +172,14 @@ class Grammar:
             crossing: dict[tuple[int, int], Floats] = {}
             for i in range(t - 1, -1, -1):
                 for j in range(t + 1, length + 1):
-                    crossing[i, j] = sum(
+                    joined = (
                         self._joined(
                             inside[i, s] if s <= t else crossing[i, s],
                             counts[j - s] if s >= t else crossing[s, j],
                         )
                         for s in range(i + 1, j)
                     )
+                    crossing[i, j] = sum(joined, start=none)
             shares[:, t] = crossing[0, length][:, 0]
         return np.log(shares / counts[length, 0])
 

@@ -105,10 +105,10 @@ class ConsistencySettings(Config):
         try:  # every job of the first seed, so that whatever does not fit is said before anything runs
             study = ConsistencyStudy(self)
             for name in names:
-                base = study.pretrain(name, 0, 0)
+                pretrained = study.pretrain(name, 0, 0)
                 for language in self.finetuning.languages:
                     for arm in self.finetuning.arms:
-                        study.finetune(base, language, arm, 0)
+                        study.finetune(pretrained, language, arm, 0)
         except InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -366,7 +366,7 @@ def area(record: Record | None) -> float:
 
 
 def result_rows(
-    job: Job, record: Record, columns: dict[str, Any]
+    job: Pretrain | Finetune, record: Record, columns: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """A part of the tidy results: what all rows of one trained job share, and their columns.
 

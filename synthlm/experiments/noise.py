@@ -184,22 +184,22 @@ class NoiseBases:
                 }
                 parts.append(result_rows(job, record, columns))
 
-        for (base, _), job in self.consistency.chosen(results).items():
+        for (base, _), pretrained in self.consistency.chosen(results).items():
             if base == self.settings.base:
-                add(job, PLAIN)
+                add(pretrained, PLAIN)
         for cell in self.consistency.finetuned(results):
             if (cell.base, cell.arm, cell.language) == (
                 self.settings.base,
                 self.settings.arm,
                 self.settings.language,
             ):
-                for job in cell.jobs:
-                    add(job, PLAIN)
-        for (variant, _), job in self.bases(results).items():
-            add(job, variant)
+                for tuned in cell.jobs:
+                    add(tuned, PLAIN)
+        for (variant, _), pretrained in self.bases(results).items():
+            add(pretrained, variant)
         for cell in self.cells(results):
-            for job in cell.jobs:
-                add(job, cell.base)
+            for tuned in cell.jobs:
+                add(tuned, cell.base)
         return stacked(parts)
 
 

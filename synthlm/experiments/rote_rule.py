@@ -143,8 +143,12 @@ class RoteRuleMap:
     def describe(self) -> str:
         """What is run, in a sentence or two."""
         settings = self.settings
+        rates = ", ".join(
+            f"{name} ({tuned.sweep.count} rates from {tuned.sweep.lowest:g} to {tuned.sweep.highest:g})"
+            for name, tuned in settings.optimizers.items()
+        )
         return (
-            f"From scratch: {', '.join(settings.optimizers)} on {', '.join(settings.languages)}, "
+            f"From scratch: {rates} on {', '.join(settings.languages)}, "
             f"{len(list(self.cells()))} cells of language, rule examples, rote share and optimizer, "
             f"{settings.training.steps} steps, width {self.model.width}, {self.model.layers} layers, "
             f"{self.model.layout.size:,} parameters. Each cell's learning rate is the best on seed 0 by final accuracy "

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from synthlm.analysis import edge_modes, nulls
-from synthlm.analysis.edge_statistics import edge_statistics, normalized
+from synthlm.analysis.edge_statistics import edge_statistics, grams, normalized
 from synthlm.analysis.hessian import Hessian
 from synthlm.analysis.objective import LanguageObjective, evaluate_many
 from synthlm.analysis.onsets import onset
@@ -156,7 +156,7 @@ class EdgeOnsets(Analysis):
         ]
         out: Columns = {"source": [], "sample": [], "signal": [], "onset": []}
         for source, sample, drawn_rows in sources:
-            found = edge_statistics(drawn_rows, parameters)
+            found = nulls.null_statistics(grams(drawn_rows), parameters)
             for signal, falling in SIGNALS.items():
                 at = int(onset(found[signal], falling))
                 values = (source, sample, signal, int(steps[window - 1 + at]) if at >= 0 else None)

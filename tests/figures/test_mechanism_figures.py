@@ -171,7 +171,8 @@ def test_relative_sharpness_is_free_of_bases_and_geometries(rng: np.random.Gener
         sums = one["relative"].groupby(["panel", axis]).sum()
         np.testing.assert_allclose(sums, 0, atol=1e-10)
     rows = table[
-        (table["base"] == "sgd") & (table["geometry"] == "max") & (table["kind"] == "native") & (table["gradient"] == "new")
+        (table["base"] == "sgd") & (table["geometry"] == "max") & (table["kind"] == "native")
+        & (table["gradient"] == "new")
     ]  # fmt: skip
     means = rows.groupby("seed")["curvature"].mean()
     assert one.loc[("unit", "sgd", "max"), "value"] == pytest.approx(math.exp(np.log(means).mean()))

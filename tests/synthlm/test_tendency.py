@@ -14,6 +14,7 @@ from synthlm.tendency import (
     differences,
     matched,
     outcomes,
+    searches,
     significance,
 )
 
@@ -56,6 +57,17 @@ def test_outcomes_are_read_at_the_moment_of_recall() -> None:
         ends["area"], [(np.trapezoid(rote - [logistic(s, 60, r / logistic(300, 60, 1.0)) for s in STEPS], x)) / x[-1]
                        for r in ends["rule"]]
     )  # fmt: skip
+
+
+def test_searches_tell_whether_the_chosen_rate_is_an_end() -> None:
+    found = searches(make_tendency())
+    assert len(found) == 2 * 3 * 2 * 3 + 3
+    assert set(found["rates"]) == {2}
+    assert set(found["edge"]) == {"low"}
+    table = make_tendency(zipf=False)
+    below = table[~table["chosen"]].assign(lr=0.001)
+    assert set(searches(pd.concat([table, below]))["edge"]) == {""}
+    assert set(searches(table[table["chosen"]])["edge"]) == {"only"}
 
 
 def test_matched_reads_both_at_the_lowest_loss_that_both_reach() -> None:
