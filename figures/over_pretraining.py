@@ -1,6 +1,6 @@
 """What figures over pretraining share: a mean over matrices for each base, seed and step, and lines of bases."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -50,7 +50,7 @@ def line(base: str, optimizer: str, thick: bool = True) -> dict:
     }
 
 
-def step_axis(axes: Sequence[Axes], steps: pd.Series) -> None:
+def step_axis(axes: Iterable[Axes], steps: pd.Series) -> None:
     """Steps from 0 in log scale above the first that is not 0."""
     for ax in axes:
         ax.set_xscale("symlog", linthresh=1)

@@ -103,7 +103,8 @@ def caption(data: pd.DataFrame) -> str:
         " step), against the number of rule examples. Lower: more learnt by rote before the rule is found. In"
         f" {short} of {len(cases)} cells recall did not get there in every seed; the mean is over those in"
         " which it did."
-        f" Each optimizer at its own best learning rate of {tried}; in {ends} of {len(searched)} searches that is an end of"
+        f" Each optimizer at its own best learning rate of {tried}; in {ends} of {len(searched)} searches"
+        " that is an end of"
         " the rates tried. Lines: mean; bands: interval."
         f" {cells.seeds_text(data)}"
     )

@@ -1,18 +1,14 @@
 """The command line: it knows all parts and does nothing itself. Heavy imports wait until they are needed."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from synthlm import shell
 
-    from synthlm.engines import Engine
-    from synthlm.progress import Display
+if TYPE_CHECKING:
     from synthlm.store import Store
 
 app = typer.Typer(
@@ -102,9 +98,9 @@ def run_grid(
 
     out = out or Path("results") / Path(grid).stem
     check_writable(out, "out")
-    with _showing(kept, pool) as display:
+    with shell.showing(kept, pool) as display:
         summary, tables = driver.run_to_tables(study, kept, pool, display, where)
-    _print_failures(summary)
+    shell.print_failures(summary)
     typer.echo(
         f"{summary.done} jobs done ({summary.cached} cached, {summary.trained} trained), "
         f"{summary.failed} failed"
@@ -146,7 +142,7 @@ def train(
         wanted: Any = options.pretrain_job(language, optimizer, lr, steps, seed, settings or [])
     else:
         wanted = options.read_job(job, "pretrain")
-    _run_one(wanted, [wanted], Store(store), where)
+    shell.run_one(wanted, [wanted], Store(store), where)
 
 
 @app.command()
@@ -185,7 +181,7 @@ def finetune(
     else:
         arguments = (base, language, optimizer, lr, steps, seed, rank, settings or [])
         wanted = options.finetune_job(kept, *arguments)
-    _run_one(wanted, [wanted.base, wanted], kept, where)
+    shell.run_one(wanted, [wanted.base, wanted], kept, where)
 
 
 @app.command()
@@ -298,10 +294,10 @@ def analyze(
     )  # fmt: skip
 
     def run(probe: Any, kept: "Store") -> None:
-        _run_one(probe, [*probe.subjects, probe], kept, where)
+        shell.run_one(probe, [*probe.subjects, probe], kept, where)
 
     for name, columns in analyses.results(asked, store, where, run, lambda text: typer.echo(text, err=True)):
-        _console().print(analyses.render(name, columns, limit))
+        shell.console().print(analyses.render(name, columns, limit))
         if out is not None:
             typer.echo(analyses.write(out, name, columns))
 
@@ -322,8 +318,9 @@ def runs(
     synthlm runs facts seed=0
     """
     from synthlm import listing
+    from synthlm.store import Store
 
-    _console().print(listing.runs(_existing(store), " ".join(query or []), limit))
+    shell.console().print(listing.runs(Store(store, must_exist=True), " ".join(query or []), limit))
 
 
 @app.command()
@@ -333,8 +330,9 @@ def show(
 ) -> None:
     """Show one job: config, manifest, files and curves, or the error it failed with."""
     from synthlm import listing
+    from synthlm.store import Store
 
-    _console().print(listing.show(_existing(store), key))
+    shell.console().print(listing.show(Store(store, must_exist=True), key))
 
 
 @app.command()
@@ -362,7 +360,7 @@ def tasks(
         return
     choose("language", name, list(LANGUAGES))
     config = parse(LANGUAGES[name], options.assignments(settings or []), name)
-    _console().print(render(describe(build(config, seed), samples)))
+    shell.console().print(render(describe(build(config, seed), samples)))
 
 
 @app.command()
@@ -410,7 +408,7 @@ def demo(
     where = resolve_device(device)
     sizes = [f"model.width={width}", f"model.layers={layers}"]
     made = run.plan(language, optimizers, lrs, steps, seed, [*sizes, *(settings or [])], where)
-    console = _console()
+    console = shell.console()
     run.teach(made, out, console, animated=console.is_terminal and not plain)
 
 
@@ -425,74 +423,6 @@ def main() -> None:
             raise
         print(f"synthlm: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-
-
-def _existing(root: Path) -> "Store":
-    from synthlm.store import Store
-
-    return Store(root, must_exist=True)
-
-
-@contextmanager
-def _showing(store: "Store", pool: "Engine") -> "Iterator[Display]":
-    """A display that also shows the store's warnings; Ctrl-C ends the workers and says how to go on."""
-    from synthlm.progress import make_display
-
-    display = make_display()
-    store.warn = display.note
-    try:
-        yield display
-    except KeyboardInterrupt:
-        display.note("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-    finally:
-        pool.close()
-        display.close()
-
-
-def _print_failures(summary: Any) -> None:
-    for failure in summary.failures:
-        typer.echo(
-            f"failed: {failure.label} ({failure.key[:12]}): {failure.error}\n  repeat: {failure.repeat}",
-            err=True,
-        )
-
-
-class _Fixed:
-    """A study that wants the same few jobs whatever the results."""
-
-    def __init__(self, jobs: list[Any]) -> None:
-        self._jobs = jobs
-
-    def jobs(self, results: Any) -> list[Any]:
-        return self._jobs
-
-    def describe(self) -> str:
-        return ", ".join(job.label for job in self._jobs)
-
-    def tables(self, results: Any) -> dict[str, Any]:
-        return {}
-
-
-def _run_one(job: Any, jobs: list[Any], store: "Store", device: str) -> None:
-    """Run a job, and first those it needs, in this process."""
-    from synthlm import driver
-    from synthlm.engines import make_engine
-
-    pool = make_engine("inline", store, device)
-    with _showing(store, pool) as display:
-        summary = driver.run(_Fixed(jobs), store, pool, display, device)
-    _print_failures(summary)
-    if summary.failed or summary.blocked:
-        raise typer.Exit(1)
-    typer.echo(f"{job.label}{'' if summary.trained else ' (was already done)'}")
-    typer.echo(f"key     {job.key}\nfolder  {store.folder(job.key)}")
 
 
 if __name__ == "__main__":

@@ -304,9 +304,20 @@ def _judge_predictors(models: pd.DataFrame) -> Verdict:
         artifacts=("forgetting_predictors", "predictor_scores", "predictors.csv"),
         caveats=(
             *_seed_caveats(gains),
+            *_ceiling(wide["spearman"][BASELINE]),
             "drift is measured on old inputs, so it sees part of the damage that forgetting is",
         ),
     )  # fmt: skip
+
+
+def _ceiling(baseline: pd.Series) -> list[str]:
+    """A note when the baseline leaves little to gain."""
+    mean = float(baseline.mean())
+    if not 1 - mean < 2 * SMALLEST_CORRELATION:
+        return []
+    return [
+        f"{BASELINE} alone has a rank correlation of {mean:.2f}, so a gain above {1 - mean:.2f} is impossible"
+    ]
 
 
 def correlations(models: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:

@@ -189,6 +189,13 @@ def test_a_curvature_without_logarithm_does_not_count(rng):
     assert any("2 of 15 comparisons have no number" in note for note in verdict.caveats)
 
 
+def test_a_baseline_near_the_ceiling_is_told(rng):
+    table = predictors(rng, 1.0)
+    assert not any("impossible" in note for note in only({"predictors": table}).caveats)
+    table["distance"] = table["forgetting"]
+    assert any("a gain above 0.00 is impossible" in n for n in only({"predictors": table}).caveats)
+
+
 def test_few_models_give_no_correlation(rng):
     verdict = only({"predictors": predictors(rng, 1.0, models=1)})
     assert verdict.effect.n == 0

@@ -1,0 +1,215 @@
+"""The edge study: which jobs it wants as results come in, its tables, and the settings it refuses."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from synthlm.config import InputError, parse
+from synthlm.experiments import Grid, Suite
+from synthlm.experiments.edge import EdgeSettings, EdgeStudy, Milestones, RunLabel, accuracy_curves
+from synthlm.jobs import Finetune, Pretrain, Probe
+from synthlm.running import run_batch
+from synthlm.store import Record, Store
+
+ADAMW = {"name": "adamw", "lr": 3e-3, "weight_decay": 1.0}
+EDGE = {"every": 2, "window": 4, "modes": 2}
+SETTINGS: dict[str, Any] = {
+    "seeds": 2,
+    "samples": 19,
+    "trajectories": 2,
+    "modes": ["adamw"],
+    "arms": {
+        "adamw": {"optimizer": ADAMW, "aux": ADAMW},
+        "muon": {"optimizer": {"name": "muon", "lr": 0.02, "weight_decay": 0.3}, "aux": ADAMW},
+    },
+    "tasks": {
+        "subtraction": {
+            "language": {"name": "modular", "operation": "x-y", "modulus": 5, "alphabet": 5, "train_fraction": 0.8},
+            "model": {"width": 8, "layers": 1, "heads": 2, "mlp": 16},
+            "training": {"steps": 30, "batch": 8, "evaluate_every": 5, "checkpoints": 3, "edge": EDGE},
+        },
+        "recall": {
+            "language": {"name": "recall", "alphabet": 8, "keys": 4, "values": 4, "pairs": 2, "queries": 1,
+                         "items": 40, "heldout": 10},
+            "model": {"width": 8, "layers": 2, "heads": 2, "mlp": 16},
+            "control": "layers",
+            "arms": ["adamw"],
+            "training": {"steps": 20, "batch": 8, "evaluate_every": 5, "edge": {"every": 2, "window": 4}},
+        },
+    },
+    "forgetting": {
+        "training": {"steps": 10, "batch": 8, "evaluations": 3, "edge": {"every": 1, "window": 3}},
+        "tasks": ["subtraction"],
+    },
+}  # fmt: skip
+
+
+def settings(**changes: Any) -> EdgeSettings:
+    return parse(EdgeSettings, copy.deepcopy(SETTINGS) | changes, "edge")
+
+
+def fill(study: EdgeStudy, store: Store) -> list[Any]:
+    """Run what the study wants until it wants nothing new; all jobs, in the order of being wanted first."""
+    seen: dict[str, Any] = {}
+    while True:
+        new = [job for job in study.jobs(lambda job: store.get(job.key)) if not store.has(job.key)]
+        if not new:
+            return list(seen.values())
+        for job in new:
+            seen[job.key] = job
+            run_batch([job], store)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeStudy, Store, list[Any]]:
+    """A study in which the main runs of seed 0 generalize: so small a run never does, so milestones are given."""
+    torch.set_num_threads(1)
+    study, store = EdgeStudy(settings()), Store(tmp_path_factory.mktemp("store"))
+    generalizes = Milestones(5.0, 10.0, 20.0)
+
+    def milestones(run: RunLabel, record: Record) -> Milestones:
+        made_it = run.condition == "main" and run.seed == 0
+        return generalizes if made_it else Milestones(5.0, math.nan, math.nan)
+
+    study.milestones = milestones  # type: ignore[method-assign]
+    return study, store, fill(study, store)
+
+
+def test_what_is_run(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
+    study, _, jobs = filled
+    runs = list(study.runs())
+    assert len(runs) == 2 * 2 * 2 + 2 * 2  # subtraction: two arms; recall: one
+    by_kind = {kind: [job for job in jobs if isinstance(job, kind)] for kind in (Pretrain, Finetune, Probe)}
+    assert len(by_kind[Pretrain]) == 12
+    assert len(by_kind[Finetune]) == 2  # seed 0 of both arms, of the one task that is to be forgotten
+    names = pd.Series([job.analysis.name for job in by_kind[Probe]]).value_counts().to_dict()
+    kept = [s for s in study.settings.tasks["subtraction"].training.checkpoint_steps if s >= 8]
+    assert names == {"edge": 14, "edge-onsets": 12, "edge-modes": 4 * len(kept)}
+    decay = {(job.optimizer.weight_decay > 0, job.aux.weight_decay > 0) for job in by_kind[Pretrain]}
+    assert decay == {(True, True), (False, False)}
+    layers = {job.model.layers for job in by_kind[Pretrain] if job.language.name == "recall"}
+    assert layers == {1, 2}
+    for job in by_kind[Finetune]:
+        assert job.optimizer.weight_decay == job.aux.weight_decay == 0.0
+        assert job.language.label == "new"
+
+
+def test_pairs_differ_in_what_the_control_lacks_alone() -> None:
+    study = EdgeStudy(settings())
+    for run in study.runs():
+        if run.condition == "main":
+            main, control = (
+                study.pretrain(RunLabel(run.task, run.arm, condition, run.seed)).model_dump()
+                for condition in ("main", "control")
+            )
+            main_model, control_model = main.pop("model"), control.pop("model")
+            if run.task == "recall":
+                assert main == control
+                assert {k for k in main_model if main_model[k] != control_model[k]} == {"layers"}
+            else:
+                assert main_model == control_model
+                for group in ("optimizer", "aux"):
+                    assert main[group].pop("weight_decay") > control[group].pop("weight_decay") == 0
+                assert main == control
+
+
+def test_tables(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
+    study, store, _ = filled
+    tables = study.tables(lambda job: store.get(job.key))
+    assert set(tables) == {"edge_runs", "edge_windows", "edge_onsets", "edge_modes"}
+    runs = tables["edge_runs"]
+    assert len(runs) == 12
+    twins = runs[(runs["seed"] == 0) & (runs["condition"] == "control")]
+    assert (twins["deadline"] == 20).all()
+    assert twins["grokked"].isna().all()
+    windows = tables["edge_windows"]
+    assert windows.groupby("job").size().min() > 0
+    main = windows[
+        (windows["condition"] == "main") & (windows["seed"] == 0) & (windows["task"] == "subtraction")
+    ]
+    phases = main.drop_duplicates(["arm", "step"]).groupby("step")["phase"].first()
+    assert phases[8] == "plateau"
+    assert phases[12] == phases[20] == "transition"
+    assert phases[22] == "after"
+    assert set(windows[windows["condition"] == "finetuned"]["phase"]) == {"forgetting"}
+    record = store.load(study.pretrain(RunLabel("subtraction", "adamw", "main", 0)).key)
+    curves = accuracy_curves(record).set_index("step")
+    row = main[(main["arm"] == "adamw") & (main["step"] == 14) & (main["set"] == "all")].iloc[0]
+    assert row["heldout"] == curves.loc[10, "heldout"]
+    assert row["train_loss"] == curves.loc[10, "train_loss"]
+    why = tables["edge_onsets"].groupby("seed")["why"].first()
+    assert why[0] == ""
+    assert why[1] == "the main run did not generalize"
+    assert set(tables["edge_modes"]["step"]) == {s for s in (5, 30) if s >= 8}
+    for table in tables.values():
+        assert table["job"].str.fullmatch("[0-9a-f]{12}").all()
+    empty = study.tables(lambda job: None)
+    assert all(len(table) == 0 for table in empty.values())
+
+
+def test_curves_are_of_the_goal_slices(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
+    study, store, _ = filled
+    record = store.load(study.pretrain(RunLabel("recall", "adamw", "main", 0)).key)
+    curves = accuracy_curves(record)
+    metrics = pd.DataFrame(record.metrics)
+    last = metrics[metrics["step"] == 20].set_index("slice")
+    assert curves["step"].tolist() == sorted(set(metrics["step"]))
+    assert curves["heldout"].iloc[-1] == last.loc["recall/rule/heldout", "accuracy"]
+    assert curves["train"].iloc[-1] == last.loc["recall/rule/train", "accuracy"]
+    assert np.isfinite(curves[["train_loss", "heldout_loss"]].to_numpy()).all()
+
+
+def test_a_run_that_diverged_is_shown_and_not_analysed(tmp_path: Path) -> None:
+    broken = {"optimizer": {"name": "sgd", "lr": 1e36}, "aux": ADAMW}
+    tasks = {"subtraction": SETTINGS["tasks"]["subtraction"]}
+    study = EdgeStudy(settings(arms={"sgd": broken}, tasks=tasks, modes=[], seeds=1))
+    store = Store(tmp_path / "store")
+    jobs = fill(study, store)
+    assert all(isinstance(job, Pretrain) for job in jobs)
+    tables = study.tables(lambda job: store.get(job.key))
+    assert set(tables["edge_runs"]["status"]) == {"diverged"}
+    assert tables["edge_windows"].empty
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modes": ["lion"]}, "modes: 'lion' is not one of adamw, muon"),
+        ({"forgetting": {**SETTINGS["forgetting"], "tasks": ["x"]}}, "forgetting.tasks: 'x'"),
+        ({"forgetting": {"training": {"steps": 5}}}, "forgetting.training.edge"),
+        ({"tasks": {"a": {**SETTINGS["tasks"]["recall"], "arms": ["sgd"]}}}, "tasks.a.arms: 'sgd'"),
+        (
+            {"tasks": {"a": {**SETTINGS["tasks"]["recall"], "model": {"layers": 1}}}},
+            "tasks.a.model.layers: the control has one layer",
+        ),
+        (
+            {"tasks": {"a": {**SETTINGS["tasks"]["recall"], "training": {"steps": 5}}}},
+            "tasks.a.training.edge",
+        ),
+        (
+            {"tasks": {"a": {**SETTINGS["tasks"]["recall"], "model": {"width": 9, "layers": 2}}}},
+            "must divide width",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings(**changes)
+
+
+def test_a_grid_with_an_edge_section() -> None:
+    grid = parse(
+        Grid, {"title": "t", "seeds": 1, "edge": {k: v for k, v in SETTINGS.items() if k != "seeds"}}, "grid"
+    )
+    suite = Suite(grid)
+    assert list(suite.studies) == ["edge"]
+    assert grid.edge is not None
+    assert grid.edge.seeds == 1
+    assert "subtraction, recall" in suite.describe()
+    assert len(suite.jobs(lambda job: None)) == 6
