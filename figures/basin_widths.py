@@ -63,9 +63,13 @@ def draw(data: pd.DataFrame) -> Figure:
         low, high = data[data["panel"] == panel]["width"].agg(["min", "max"])
         ax.set_xlim(low / 1.5, high * 1.5)
         plain_log(ax.xaxis, (1.0, 2.0, 5.0) if high > 3 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+    trained = dict(zip(data["variant"], data["perturb"].fillna(""), strict=True))
     axes[0].set_yticks(
         range(len(order)),
-        [f"{style.name(base)} base" if variant == "plain" else f"   {variant}" for base, variant in order],
+        [
+            f"{style.name(base)} base" if variant == "plain" else f"   {trained[variant] or variant}"
+            for base, variant in order
+        ],
     )
     axes[0].set_ylim(len(order) - 0.5, -0.5)
     handles = [

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -63,5 +62,4 @@ def handles(names: Sequence[str]) -> tuple[list[Any], list[str]]:
 
 def seeds_text(data: pd.DataFrame) -> str:
     """How many seeds, and what the intervals are."""
-    n = data["n"].max()
-    return interval_text(int(n) if np.isfinite(n) else 0, set(data["interval"].astype(str)))
+    return interval_text(data["seed"].nunique(), set(data["interval"].astype(str)))

@@ -110,7 +110,7 @@ def draw(data: pd.DataFrame) -> Figure:
     entries.append(
         Line2D([], [], color="black", marker="^", markerfacecolor="none", linestyle="none", markersize=5)
     )
-    style.legend(figure, entries, [*labels, "more than were tried"], columns=6)
+    style.legend(figure, entries, [*labels, "more than were tried"], columns=3)
     return figure
 
 

@@ -64,7 +64,12 @@ def draw(data: pd.DataFrame) -> Figure:
     handles: list = [Line2D([], [], color="black", linestyle=MODE_LINES[mode]) for mode in MODES]
     handles += [Patch(color=edge_style.NULL_COLORS[null], alpha=0.45, linewidth=0) for null in NULLS]
     labels = [f"$\\sigma_{mode}$" for mode in MODES] + [edge_style.NULL_NAMES[null] for null in NULLS]
-    style.legend(figure, [*handles, edge_style.rise_handle()], [*labels, "generalization rises"], columns=3)
+    style.legend(
+        figure,
+        [*handles, edge_style.rise_handle()],
+        [*labels, "generalization rises"],
+        columns=3 if len(cells) > 2 else 2,
+    )
     return figure
 
 

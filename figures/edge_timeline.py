@@ -66,7 +66,7 @@ def draw(data: pd.DataFrame) -> Figure:
         "main run, held out", "main run, training items", "control, held out",
         "main run, median of the null with its lag correlation", "generalization rises",
     ]  # fmt: skip
-    style.legend(figure, handles, labels, columns=3)
+    style.legend(figure, handles, labels, columns=3 if len(cells) > 2 else 2)
     return figure
 
 

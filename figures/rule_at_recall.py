@@ -82,7 +82,7 @@ def draw(data: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks([0, 0.5, 1])
     entries, labels = cells.handles(names)
     entries.append(Line2D([], [], color="black", marker=".", linestyle="none"))
-    style.legend(figure, entries, [*labels, "a seed"], columns=6)
+    style.legend(figure, entries, [*labels, "a seed"], columns=6 if len(languages) > 3 else 3)
     return figure
 
 

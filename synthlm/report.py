@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def _draw(
         "n": int(data["n"].max()),
         "rows": len(data),
         "data_sha256": _sha256(stem.with_suffix(".csv")),
-        "code_sha256": _code_sha256(name),
+        "code_sha256": _code_sha256(),
     }
     files = known.get("files_sha256", {})
     fresh = (
@@ -149,11 +150,11 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _code_sha256(name: str) -> str:
-    """Hash of what draws a figure besides its data: its module, what the figures share, and matplotlib's
-    version."""
+@lru_cache(maxsize=1)
+def _code_sha256() -> str:
+    """Hash of what draws figures besides their data: the modules of ``figures`` and matplotlib's version."""
     folder = Path(figures_package.__file__).parent
-    parts = [(folder / f"{part}.py").read_bytes() for part in (name, "style", "arms")]
+    parts = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
     return hashlib.sha256(b"\0".join([*parts, matplotlib.__version__.encode()])).hexdigest()
 
 

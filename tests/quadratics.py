@@ -26,7 +26,6 @@ class Quadratic:
         self.hessians = roots @ roots.mT + floor * torch.eye(p, dtype=torch.float64)
         self.centres = torch.randn(2, p, generator=generator, dtype=torch.float64)
         self.share = torch.tensor(self.counts, dtype=torch.float64) / sum(self.counts)
-        self.passes = 0
         self.position_slice = torch.tensor([0, 0, 0, 1])
         self.position_item = torch.arange(4)
 
@@ -35,8 +34,12 @@ class Quadratic:
         """Of the total loss, [param, param]."""
         return torch.einsum("s,sij->ij", self.share, self.hessians)
 
+    def spike(self, generator: torch.Generator, height: float = 4.0) -> None:
+        """Add one direction of higher curvature, so that the top eigenvector stands apart from the next."""
+        v = torch.randn(self.layout.size, generator=generator, dtype=torch.float64)
+        self.hessians = self.hessians + height * torch.outer(v, v) / v.square().sum()
+
     def losses(self, flat: Tensor) -> Tensor:
-        self.passes += len(flat)
         d = flat.double()[:, None] - self.centres
         return torch.einsum("rsi,sij,rsj->rs", d, self.hessians, d) / 2
 

@@ -95,6 +95,7 @@ def test_a_relative_sigma_does_not_see_the_scale_of_a_tensor(generator: torch.Ge
 def test_the_worst_width_of_a_quadratic_follows_from_its_top_eigenvalue(generator: torch.Generator) -> None:
     objective, base = at_minimum(generator)
     objective.hessians[1] = objective.hessians[0]  # one loss, so that the slices are the total
+    objective.spike(generator)
     profile = basins.worst_profile(objective, base, GRID, generator, steps=200, starts=2)
     top = torch.linalg.eigvalsh(objective.hessian)[-1].item()
     found = width(profile.sigmas, profile.falls("loss")[..., 0], 0.3)

@@ -179,6 +179,7 @@ def test_a_matrix_ball_is_a_loop_over_matrices(geometry: Geometry, generator: to
 def test_the_worst_case_around_a_minimum_is_the_top_eigenvector(generator: torch.Generator) -> None:
     objective = Quadratic(generator)
     objective.centres[1] = objective.centres[0]
+    objective.spike(generator)
     radii = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
     found, loss = worst_case(
         objective, objective.centres[0], EuclideanBall(radii), 3, generator, steps=300, starts=2

@@ -14,7 +14,7 @@ from synthlm.table import write_csv
 NAMES = ["rote_rule_curves", "rule_at_recall", "tendency_map", "data_needed", "tail_recall"]
 
 TABLES = {
-    "full": {"noise": 0.05, "diverged": (("sgd", 1),)},
+    "full": {"noise": 0.05, "diverged": (("sgd", 1),), "items": (32, 512)},
     "one seed": {"seeds": 1},
     "one cell": {
         "items": (128,),
@@ -25,8 +25,9 @@ TABLES = {
     "many": {
         "languages": ("cipher", "modular", "routing", "automaton", "exceptions"),
         "optimizers": ("adamw", "muon", "sgd", "lion", "soap"),
+        "items": (32, 512),
+        "shares": (0.5,),
         "noise": 0.1,
-        "seeds": 5,
     },
 }
 
@@ -75,7 +76,9 @@ def test_drawn_from_csv_alone_and_nothing_clipped(name, table, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_captions_tell_how_many_seeds(name):
     for seeds in (1, 3):
-        data = figures.data_of(name, {"tendency": make_tendency(seeds=seeds)})
+        data = figures.data_of(
+            name, {"tendency": make_tendency(seeds=seeds, items=(128,), languages=("cipher",))}
+        )
         assert f"n = {seeds}" in figures.get(name).caption(data)
 
 

@@ -1,4 +1,4 @@
-"""``synthlm edge`` on a folder that a plain PyTorch loop wrote: the same bytes twice, and clear words when it cannot."""
+"""``synthlm edge`` on a folder that a plain PyTorch loop wrote: the same bytes twice, and clear words else."""
 
 from pathlib import Path
 

@@ -32,7 +32,8 @@ SETTINGS: dict[str, Any] = {
         "subtraction": {
             "language": {"name": "modular", "operation": "x-y", "modulus": 5, "alphabet": 5, "train_fraction": 0.8},
             "model": {"width": 8, "layers": 1, "heads": 2, "mlp": 16},
-            "training": {"steps": 30, "batch": 8, "evaluate_every": 5, "checkpoints": 3, "edge": EDGE},
+            "training": {"steps": 30, "batch": 8, "evaluations": 2, "evaluate_every": 5, "checkpoints": 3,
+                         "edge": EDGE},
         },
         "recall": {
             "language": {"name": "recall", "alphabet": 8, "keys": 4, "values": 4, "pairs": 2, "queries": 1,
@@ -40,7 +41,8 @@ SETTINGS: dict[str, Any] = {
             "model": {"width": 8, "layers": 2, "heads": 2, "mlp": 16},
             "control": "layers",
             "arms": ["adamw"],
-            "training": {"steps": 20, "batch": 8, "evaluate_every": 5, "edge": {"every": 2, "window": 4}},
+            "training": {"steps": 20, "batch": 8, "evaluations": 2, "evaluate_every": 5,
+                         "edge": {"every": 2, "window": 4}},
         },
     },
     "forgetting": {
@@ -193,7 +195,10 @@ def test_a_run_that_diverged_is_shown_and_not_analysed(tmp_path: Path) -> None:
             "tasks.a.training.edge",
         ),
         (
-            {"tasks": {"a": {**SETTINGS["tasks"]["recall"], "model": {"width": 9, "layers": 2}}}},
+            {
+                "forgetting": None,
+                "tasks": {"a": {**SETTINGS["tasks"]["recall"], "model": {"width": 9, "layers": 2}}},
+            },
             "must divide width",
         ),
     ],
