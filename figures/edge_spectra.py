@@ -44,7 +44,7 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
     cells = edge_style.cells(data, MOST)
-    figure = style.new_figure(2.55 * len(cells) + 0.7, 5.2)
+    figure = style.new_figure(max(2.55 * len(cells) + 0.7, 6.6), 5.2)
     axes = figure.subplots(2, len(cells), sharex="col", sharey=True, squeeze=False)
     for column, (task, arm) in enumerate(cells):
         here = data[(data["task"] == task) & (data["arm"] == arm)]

@@ -40,7 +40,7 @@ def data(table: pd.DataFrame) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the figure from its own data."""
     cells = edge_style.cells(data, MOST)
-    figure = style.new_figure(2.55 * len(cells) + 0.7, 1.55 * len(PANELS) + 0.9)
+    figure = style.new_figure(max(2.55 * len(cells) + 0.7, 6.6), 1.55 * len(PANELS) + 0.9)
     axes = figure.subplots(len(PANELS), len(cells), sharex="col", sharey="row", squeeze=False)
     for column, (task, arm) in enumerate(cells):
         here = data[(data["task"] == task) & (data["arm"] == arm)]

@@ -104,7 +104,8 @@ def _scipy_bootstrap(
         )  # undefined BCa intervals come back as NaN and are handled by the caller
         found = scipy.stats.bootstrap(
             (data,),
-            lambda sample, axis: sample.mean(axis=axis),
+            # sorted, so that resamples of the same values tie exactly, whatever the rounding of a sum's order
+            lambda sample, axis: np.sort(sample, axis=axis).mean(axis=axis),
             axis=-1,
             vectorized=True,
             n_resamples=RESAMPLES,

@@ -6,9 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_edge
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from drawn import misplaced
 
 from synthlm import figures
 from synthlm.figures import edge_folder
@@ -29,24 +27,6 @@ def tables(request: pytest.FixtureRequest) -> dict[str, pd.DataFrame]:
     return synthetic_edge.tables(np.random.default_rng(seed), **KINDS[request.param])
 
 
-def clipped(figure: Figure) -> set[str]:
-    """Texts that reach out of the figure."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    width, height = canvas.get_width_height()
-    found = set()
-    for text in figure.findobj(Text):
-        if text.get_visible() and text.get_text().strip() and (text.axes is None or text.axes.get_visible()):
-            box = text.get_window_extent(renderer)
-            inside = text.axes is None or text.axes.get_tightbbox(renderer).overlaps(box)
-            if inside and not (
-                box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
-            ):
-                found.add(text.get_text())
-    return found
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_drawn_from_csv_alone_and_nothing_clipped(name, tables, tmp_path) -> None:
     module = figures.get(name)
@@ -62,7 +42,7 @@ def test_drawn_from_csv_alone_and_nothing_clipped(name, tables, tmp_path) -> Non
     again = figures.load(name, tmp_path / "data.csv")
     pd.testing.assert_frame_equal(again, data, check_exact=True, check_dtype=False)
     assert module.caption(again) == module.caption(data)
-    assert clipped(module.draw(again)) == set()
+    assert misplaced(module.draw(again)) == set()
     n = tables["edge_runs"]["seed"].nunique()
     assert f"{n} seed" in module.caption(data)
     assert figures.jobs_of(name, tables)
@@ -81,4 +61,4 @@ def test_the_figure_of_a_folder() -> None:
     windows = synthetic_edge.tables(np.random.default_rng(2), seeds=1, arms=("adamw",), tasks=("a",))[
         "edge_windows"
     ]
-    assert clipped(edge_folder.draw(windows[windows["condition"] == "main"], "somewhere")) == set()
+    assert misplaced(edge_folder.draw(windows[windows["condition"] == "main"], "somewhere")) == set()

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from drawn import misplaced
 from synthetic_results import make_table
 
 from synthlm import figures
@@ -39,31 +38,7 @@ def test_drawn_from_csv_alone_and_nothing_clipped(name, table, tmp_path):
     again = figures.load(name, tmp_path / "data.csv")
     pd.testing.assert_frame_equal(again, data, check_exact=True, check_dtype=False)
     assert module.caption(again) == module.caption(data)
-    figure = module.draw(again)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    width, height = canvas.get_width_height()
-    boxes = []
-    for text in figure.findobj(Text):
-        if not (text.get_visible() and text.get_text().strip()):
-            continue
-        box = text.get_window_extent(renderer)
-        drawn_at_all = text.axes is None or text.axes.get_visible()
-        if drawn_at_all and box.width > 1:
-            boxes.append((text.get_text(), box))
-    ticks = {label for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]}
-    outside = {
-        content for content, box in boxes
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
-    }  # fmt: skip
-    assert not outside - {label.get_text() for label in ticks}, "text runs out of the figure"
-    for legend in figure.legends:
-        frame = legend.get_window_extent(renderer)
-        assert frame.x0 >= -1
-        assert frame.x1 <= width + 1
-        for ax in figure.axes:
-            assert not ax.get_window_extent(renderer).overlaps(frame), "the legend lies on the data"
+    assert not misplaced(module.draw(again))
 
 
 @pytest.mark.parametrize("name", OWN)

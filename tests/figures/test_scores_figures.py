@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from drawn import misplaced
 
 from synthlm import figures
 from synthlm.statistics import bootstrap_interval
@@ -116,26 +115,7 @@ def test_drawn_from_csv_alone_and_nothing_clipped(name, seeds, generator, tmp_pa
         again = figures.load(name, tmp_path / "data.csv")
         pd.testing.assert_frame_equal(again, data, check_exact=True, check_dtype=False)
         assert ("n = 1 seed" if seeds == 1 else f"n = {seeds}") in module.caption(again)
-        _assert_inside(module.draw(again))
-
-
-def _assert_inside(figure):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    width, height = canvas.get_width_height()
-    ticks = {label for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]}
-    for text in set(figure.findobj(Text)) - ticks:
-        box = text.get_window_extent(renderer)
-        if text.get_visible() and text.get_text().strip() and box.width > 1:
-            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
-            assert inside, f"{text.get_text()!r} runs out of the figure"
-    for legend in figure.legends:
-        frame = legend.get_window_extent(renderer)
-        assert frame.x0 >= -1
-        assert frame.x1 <= width + 1
-        for ax in figure.axes:
-            assert not ax.get_window_extent(renderer).overlaps(frame), "the legend lies on the data"
+        assert not misplaced(module.draw(again))
 
 
 def test_slice_means_are_over_items_that_have_a_score(generator):

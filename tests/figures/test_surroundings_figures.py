@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from drawn import misplaced
 
 from synthlm import figures
 from synthlm.figures.bands import complete, over_seeds
@@ -145,22 +144,7 @@ def test_drawn_from_csv_alone_with_no_text_outside(
     again = figures.load(name, tmp_path / "data.csv")
     assert module.caption(again) == module.caption(data)
     assert "n = 3" in module.caption(data) or "n = 1" in module.caption(data)
-    figure = module.draw(again)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    width, height = canvas.get_width_height()
-    ticks = {label for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]}
-    for text in figure.findobj(Text):
-        if text in ticks or not text.get_text().strip() or not text.get_visible():
-            continue
-        box = text.get_window_extent(canvas.get_renderer())
-        assert box.x0 >= -1, text.get_text()
-        assert box.x1 <= width + 1, text.get_text()
-        assert box.y0 >= -1, text.get_text()
-        assert box.y1 <= height + 1, text.get_text()
-    for legend in figure.legends:
-        frame = legend.get_window_extent(canvas.get_renderer())
-        assert not any(ax.get_window_extent().overlaps(frame) for ax in figure.axes)
+    assert not misplaced(module.draw(again))
 
 
 def test_means_are_over_seeds_and_intervals_bootstrap_them(rng: np.random.Generator) -> None:

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from drawn import misplaced
 from synthetic_tendency import STEPS, logistic, make_tendency
 
 from synthlm import figures
@@ -50,27 +49,7 @@ def test_drawn_from_csv_alone_and_nothing_clipped(name, table, tmp_path):
     again = figures.load(name, tmp_path / "data.csv")
     pd.testing.assert_frame_equal(again, data, check_exact=True, check_dtype=False)
     assert module.caption(again) == module.caption(data)
-    figure = module.draw(again)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    width, height = canvas.get_width_height()
-    outside = {
-        text.get_text()
-        for text in figure.findobj(Text)
-        if text.get_visible() and text.get_text().strip() and (text.axes is None or text.axes.get_visible())
-        for box in [text.get_window_extent(renderer)]
-        if box.width > 1 and (box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1)
-    }
-    ticks = {
-        label.get_text() for ax in figure.axes for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]
-    }
-    assert not outside - ticks, "text runs out of the figure"
-    for legend in figure.legends:
-        frame = legend.get_window_extent(renderer)
-        assert frame.x0 >= -1
-        assert frame.x1 <= width + 1
-        assert not any(ax.get_window_extent(renderer).overlaps(frame) for ax in figure.axes), "legend on data"
+    assert not misplaced(module.draw(again))
 
 
 @pytest.mark.parametrize("name", NAMES)
