@@ -1,5 +1,7 @@
 """Figure: held-out regular items that exceptions spoil, and how soon the exceptions are fitted."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -60,7 +62,7 @@ def draw(data: pd.DataFrame) -> Figure:
     right.set_ylabel("step of 90% recall of exceptions")
     right.set_ylim(0, None)
     entries, labels = cells.handles(names)
-    dot = {"color": "black", "marker": "o", "linestyle": "none", "markersize": 3.2}
+    dot: dict[str, Any] = {"color": "black", "marker": "o", "linestyle": "none", "markersize": 3.2}
     entries += [Line2D([], [], **dot), Line2D([], [], markerfacecolor="none", **dot)]
     style.legend(figure, entries, [*labels, "a seed", "a seed that has not fitted them"], columns=5)
     return figure

@@ -195,7 +195,7 @@ def test_the_code_is_part_of_what_makes_a_figure_fresh(written, monkeypatch):
     out, table, _ = written
     drawn = []
     real = style.save
-    monkeypatch.setattr(report, "_code_sha256", lambda name: "other code")
+    monkeypatch.setattr(report, "_code_sha256", lambda: "other code")
     monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(stem.name) or real(figure, stem))
     write_report(Study(), {"results": table}, out, ["frontier"])
     assert drawn == ["frontier"]
