@@ -49,6 +49,7 @@ class EdgeTask(Config):
     Attributes:
         language: its only ``heldout`` goal slice is what generalization is judged by.
         control: what the control lacks: ``decay`` (no weight decay) or ``layers`` (one layer).
+        decays: whether the main runs have their arm's weight decay; False: no run has any.
         chance: held-out accuracy of a model that has found no rule.
         arms: names of arms that learn it; None: all.
     """
@@ -56,6 +57,7 @@ class EdgeTask(Config):
     language: AnyLanguage
     training: Training
     control: Literal["decay", "layers"] = "decay"
+    decays: bool = True
     chance: float = Field(0.05, ge=0, lt=1)
     arms: tuple[str, ...] | None = None
     model: ModelSettings = ModelSettings()
@@ -91,6 +93,8 @@ class EdgeSettings(Config):
                 _known(f"tasks.{name}.arms", arm, self.arms)
             if task.training.edge is None:
                 raise ValueError(f"tasks.{name}.training.edge: required, but not given")
+            if task.control == "decay" and not task.decays:
+                raise ValueError(f"tasks.{name}.control: the main runs have no decay that a control could lack")
             if task.control == "layers" and task.model.layers < 2:
                 raise ValueError(
                     f"tasks.{name}.model.layers: the control has one layer, so at least 2 are needed"
@@ -178,7 +182,8 @@ class EdgeStudy:
             return self._made[run]
         task, arm = self.settings.tasks[run.task], self.settings.arms[run.arm]
         control = run.condition == "control"
-        lacks = {"weight_decay": 0.0} if control and task.control == "decay" else {}
+        plain = not task.decays or (control and task.control == "decay")
+        lacks = {"weight_decay": 0.0} if plain else {}
         model = task.model.model_dump() | ({"layers": 1} if control and task.control == "layers" else {})
         vocab, length = sizes(task.language)
         data = {

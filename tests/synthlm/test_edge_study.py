@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
                          "items": 40, "heldout": 10},
             "model": {"width": 8, "layers": 2, "heads": 2, "mlp": 16},
             "control": "layers",
+            "decays": False,
             "arms": ["adamw"],
             "training": {"steps": 20, "batch": 8, "evaluations": 2, "evaluate_every": 5,
                          "edge": {"every": 2, "window": 4}},
