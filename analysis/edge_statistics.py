@@ -231,6 +231,6 @@ def _later(values: Array) -> Array:
 
 def _largest_angle(cosines: Array) -> Array:
     """Degrees of the largest principal angle, from ``[..., k, k]`` inner products of two orthonormal bases."""
-    finite = np.isfinite(cosines).all((-2, -1))
+    finite: Any = np.isfinite(cosines).all((-2, -1))
     least = np.linalg.svd(np.where(finite[..., None, None], cosines, 0.0), compute_uv=False)[..., -1]
     return np.where(finite, np.degrees(np.arccos(np.clip(least, 0.0, 1.0))), np.nan)

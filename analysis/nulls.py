@@ -15,6 +15,8 @@ the spectrum as it is. All choices here are ours; the paper tests against no nul
 Axis names: ``sample`` of a null, ``record``, ``lag``, ``window``, W updates in a window, P parameters.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -111,7 +113,7 @@ def first_order(rho: float, window: int) -> Array:
     """
     if not -1 < rho < 1:
         raise ValueError(f"rho: {rho} must lie between -1 and 1")
-    return rho ** np.arange(window)
+    return np.float64(rho) ** np.arange(window, dtype=np.float64)
 
 
 def window_nulls(rows: ArrayLike, dimension: int, samples: int, rng: np.random.Generator) -> dict[str, Array]:
@@ -127,7 +129,7 @@ def window_nulls(rows: ArrayLike, dimension: int, samples: int, rng: np.random.G
     gram = grams(rows)
     norms = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     correlation = lag_correlation(rows)
-    sound = np.isfinite(correlation).all(-1) & (norms > 0).all(-1)
+    sound: Any = np.isfinite(correlation).all(-1) & (norms > 0).all(-1)
     held = np.where(sound[..., None], norms, 1.0)
     flat = np.where(sound[..., None], correlation, first_order(0.0, norms.shape[-1]))
     void = np.where(sound, 1.0, np.nan)[..., None, None]

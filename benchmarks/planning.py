@@ -38,8 +38,8 @@ from synthlm.experiments import load_grid
 from synthlm.experiments.consistency import ConsistencyStudy
 from synthlm.jobs import Job, Pretrain, Training
 from synthlm.progress import PlainDisplay
-from synthlm.store import Store
 from synthlm.schedules import log_spaced
+from synthlm.store import Store
 
 TARGET_SECONDS, TARGET_BYTES = 10.0, 1e9
 WAYS = ("list", "study")

@@ -1,5 +1,7 @@
 """The figure of ``synthlm edge``: spectrum, gap, its position and its turn over a folder's checkpoints."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from synthlm.figures import edge_style, style
 
 MODES = 3
-LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MOST = 4
 
 

@@ -1,5 +1,7 @@
 """Figure: the leading singular values of the update window over training, with the nulls as bands."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +19,7 @@ COLUMNS = (
     "task", "arm", "condition", "seed", "step", "mode", "value", "directions_low", "directions_high", "stationary_low",
     "stationary_high", "rise", "grokked", "n",
 )  # fmt: skip
-MODE_LINES = {1: "-", 2: (0, (4, 1.5)), 3: (0, (1, 1.2))}
+MODE_LINES: dict[int, Any] = {1: "-", 2: (0, (4, 1.5)), 3: (0, (1, 1.2))}
 MOST = 4
 
 

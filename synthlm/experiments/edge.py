@@ -94,15 +94,17 @@ class EdgeSettings(Config):
             if task.training.edge is None:
                 raise ValueError(f"tasks.{name}.training.edge: required, but not given")
             if task.control == "decay" and not task.decays:
-                raise ValueError(f"tasks.{name}.control: the main runs have no decay that a control could lack")
+                raise ValueError(
+                    f"tasks.{name}.control: the main runs have no decay that a control could lack"
+                )
             if task.control == "layers" and task.model.layers < 2:
                 raise ValueError(
                     f"tasks.{name}.model.layers: the control has one layer, so at least 2 are needed"
                 )
         for arm in self.modes:
             _known("modes", arm, self.arms)
-        for task in (self.forgetting and self.forgetting.tasks) or ():
-            _known("forgetting.tasks", task, self.tasks)
+        for name in (self.forgetting and self.forgetting.tasks) or ():
+            _known("forgetting.tasks", name, self.tasks)
         if self.forgetting is not None and self.forgetting.training.edge is None:
             raise ValueError("forgetting.training.edge: required, but not given")
         try:  # every job of the first seed, so that whatever does not fit is said before anything runs

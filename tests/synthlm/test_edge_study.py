@@ -196,6 +196,10 @@ def test_a_run_that_diverged_is_shown_and_not_analysed(tmp_path: Path) -> None:
             "tasks.a.training.edge",
         ),
         (
+            {"forgetting": None, "tasks": {"a": {**SETTINGS["tasks"]["subtraction"], "decays": False}}},
+            "tasks.a.control: the main runs have no decay",
+        ),
+        (
             {
                 "forgetting": None,
                 "tasks": {"a": {**SETTINGS["tasks"]["recall"], "model": {"width": 9, "layers": 2}}},
