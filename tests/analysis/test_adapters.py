@@ -318,7 +318,7 @@ def test_a_llama_keeps_its_head_apart(generator: torch.Generator) -> None:
     h = 2e-3  # its norms and softmax are in float32 whatever the weights' type
     up, down = (Hessian(objective, objective.flat + s * h * v[0]).gradient() for s in (1, -1))
     found = Hessian(objective, objective.flat)(v)[0]
-    assert ((up - down) / (2 * h) - found).norm() < 0.02 * found.norm()
+    assert ((up - down) / (2 * h) - found).norm() < 0.1 * found.norm()
 
 
 def test_a_model_saved_to_disk(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_loss_has_second_derivatives(language: Language, generator: torch.Ge
     (gradient,) = torch.autograd.grad(objective.loss(x).sum(), x, create_graph=True)
     (product,) = torch.autograd.grad((gradient * direction).sum(), x)
     wanted = (slope(1e-5) - slope(-1e-5)) / 2e-5
-    assert (product * direction).sum().item() == pytest.approx(wanted, rel=1e-5)
+    assert (product * direction).sum().item() == pytest.approx(wanted, rel=1e-3)  # of a difference
     assert abs(wanted) > 1e-3
 
 
