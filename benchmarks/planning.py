@@ -40,6 +40,7 @@ from synthlm.jobs import Job, Pretrain, Training
 from synthlm.progress import PlainDisplay
 from synthlm.schedules import log_spaced
 from synthlm.store import Store
+from synthlm.study import Results
 
 TARGET_SECONDS, TARGET_BYTES = 10.0, 1e9
 WAYS = ("list", "study")
@@ -74,11 +75,14 @@ class Listed:
     def __init__(self, plan: ConsistencyStudy) -> None:
         self.plan = plan
 
-    def jobs(self, results: driver.Results) -> Sequence[Job]:
+    def jobs(self, results: Results) -> Sequence[Job]:
         return [job for job, _ in placed(self.plan)]
 
-    def table(self, results: driver.Results) -> pd.DataFrame:
-        return pd.DataFrame()
+    def describe(self) -> str:
+        return "jobs known without results"
+
+    def tables(self, results: Results) -> dict[str, pd.DataFrame]:
+        return {}
 
 
 class Idle:
