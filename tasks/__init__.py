@@ -12,6 +12,7 @@ from synthlm.tasks.cipher import Cipher
 from synthlm.tasks.dyck import Dyck
 from synthlm.tasks.exceptions import Exceptions
 from synthlm.tasks.facts import Facts
+from synthlm.tasks.injection import Injection
 from synthlm.tasks.language import IGNORE, Language, LanguageConfig, SingleConfig, Table
 from synthlm.tasks.mixture import AnySingle, Mixture
 from synthlm.tasks.modular import Modular
@@ -41,10 +42,11 @@ LANGUAGES: dict[str, type[LanguageConfig]] = {
     "mixture": Mixture,
     "subset": Subset,
     "canaries": Canaries,
+    "injection": Injection,
 }
 """Every language by name; each builds with its defaults."""
 
-AnyLanguage = Annotated[AnySingle | Mixture | Canaries, Field(discriminator="name")]
+AnyLanguage = Annotated[AnySingle | Mixture | Canaries | Injection, Field(discriminator="name")]
 """For fields of settings: any language, chosen by ``name``."""
 
 
@@ -74,6 +76,7 @@ __all__ = [
     "Dyck",
     "Exceptions",
     "Facts",
+    "Injection",
     "Language",
     "LanguageConfig",
     "Mixture",

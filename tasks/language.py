@@ -8,7 +8,7 @@ Padding is no data. Token ids 0..15 are special, symbol ``s`` is ``16 + s``.
 import abc
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Self
 
@@ -54,8 +54,8 @@ class Table:
     key: Integers
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            getattr(self, field.name).flags.writeable = False
+        for column in fields(self):
+            getattr(self, column.name).flags.writeable = False
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -83,10 +83,12 @@ class Language:
     "" if only shown. train: items to train on, with their sampling probabilities. probe: items to evaluate on
     (training and held out; at most ``config.probe`` a slice, equally weighted). bits: what a perfect
     memorizer must store beyond the rule, given the prompts. rule_bits: log2 of the number of equally likely
-    rules. sha256: of the config and all arrays.
+    rules. prescribed: step of a training on it -> the training items (their indices) that the batch of that step
+    consists of, instead of drawn ones. sha256: of the config and all arrays.
 
     Raises:
-        ValueError: a table contradicts itself, scores padding or leaks held-out prompts into training.
+        ValueError: a table contradicts itself, scores padding or leaks held-out prompts into training; prescribed
+            items are none of the training items.
     """
 
     config: "LanguageConfig"
@@ -98,6 +100,7 @@ class Language:
     probe: Table
     bits: float
     rule_bits: float
+    prescribed: Mapping[int, Integers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for table in (self.train, self.probe):
@@ -114,6 +117,9 @@ class Language:
             raise ValueError(
                 f"goals: {dict(self.goals)} must give rote, rule or '' for each of {self.slices}"
             )
+        for step, items in self.prescribed.items():
+            if step < 0 or not len(items) or not 0 <= items.min() <= items.max() < len(self.train.key):
+                raise ValueError(f"prescribed: at step {step} {items} are no training items")
 
     @property
     def total_bits(self) -> float:
@@ -125,11 +131,13 @@ class Language:
         """Hex digest of the config and of every array of both tables."""
         digest = hashlib.sha256(canonical_json(self.config).encode())
         for role, table in (("train", self.train), ("probe", self.probe)):
-            for field in fields(table):
-                array = getattr(table, field.name)
+            for column in fields(table):
+                array = getattr(table, column.name)
                 little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-                digest.update(f"{role}.{field.name}:{little.dtype.str}{little.shape}".encode())
+                digest.update(f"{role}.{column.name}:{little.dtype.str}{little.shape}".encode())
                 digest.update(little.tobytes())
+        for step, items in sorted(self.prescribed.items()):
+            digest.update(f"prescribed.{step}:{items.tolist()}".encode())
         return digest.hexdigest()
 
 
@@ -166,6 +174,15 @@ class LanguageConfig(Config, abc.ABC):
     @abc.abstractmethod
     def tags(self) -> dict[int, str]:
         """Tag -> label of the sequences marked by it."""
+
+    @property
+    def least_batch(self) -> int:
+        """The smallest batch that holds whatever a step must see."""
+        return 1
+
+    def evaluation_steps(self, steps: int) -> list[int]:
+        """Steps after which a training of so many is to be evaluated besides its own choice."""
+        return []
 
     @abc.abstractmethod
     def build(self, seed: int) -> Language:

@@ -39,7 +39,8 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class Description:
-    """What ``synthlm tasks NAME`` shows. floor: mean nats a scored token of the probe; bits: see Language."""
+    """What ``synthlm tasks NAME`` shows. floor: mean nats a scored token of the probe; bits: see Language. prescribed:
+    (step, number of items) of each step that sees these items alone."""
 
     name: str
     vocab: int
@@ -50,6 +51,7 @@ class Description:
     rule_bits: float
     floor: float
     sha256: str
+    prescribed: tuple[tuple[int, int], ...]
     slices: tuple[SliceRow, ...]
     samples: tuple[Sample, ...]
 
@@ -88,6 +90,7 @@ def describe(language: Language, samples: int = 4) -> Description:
         rule_bits=language.rule_bits,
         floor=float(probe.floor[probe.scored].mean()),
         sha256=language.sha256,
+        prescribed=tuple((step, len(items)) for step, items in sorted(language.prescribed.items())),
         slices=tuple(rows),
         samples=tuple(shown),
     )
@@ -102,6 +105,8 @@ def render(description: Description) -> Group:
         f"{d.bits:.1f} bits to memorize beyond the rule, {d.rule_bits:.1f} bits of rule, "
         f"floor {d.floor:.4g} nats a scored token\nsha256 {d.sha256}"
     )
+    for step, items in d.prescribed:
+        head.append(f"\nthe step after the first {step} sees {items} items of weight 0 and no others")
     slices = RichTable()
     slices.add_column("slice", no_wrap=True)
     slices.add_column("counts to")

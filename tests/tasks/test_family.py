@@ -1,4 +1,5 @@
-"""Strings, biographies, recall, automaton, routing, subset, canaries: against plain loops and enumeration."""
+"""Strings, biographies, recall, automaton, routing, subset, canaries, injection: against plain loops and
+enumeration."""
 
 import dataclasses
 import io
@@ -22,6 +23,7 @@ from synthlm.tasks import (
     Dyck,
     Exceptions,
     Facts,
+    Injection,
     Language,
     Mixture,
     Pcfg,
@@ -55,6 +57,9 @@ SMALL = {
 SMALL["subset"] = Subset(of=SMALL["strings"], share=0.4)
 SMALL["canaries"] = Canaries(
     background=SMALL["routing"], repeats=(1, 3), each=2, references=7, length=3, alphabet=6, tag=10
+)
+SMALL["injection"] = Injection(
+    background=SMALL["routing"], step=5, repeats=2, items=4, references=9, length=3, alphabet=6, tag=10
 )
 SMALL["mixture"] = Mixture(
     parts=(
@@ -383,6 +388,77 @@ def test_canaries_are_drawn_as_often_as_they_are_repeated(seed: int) -> None:
     assert language.bits == pytest.approx(math.log2(ways))
 
 
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=SEEDS,
+    step=st.integers(0, 300),
+    repeats=st.integers(1, 3),
+    items=st.integers(1, 20),
+    references=st.integers(1, 20),
+)
+def test_injected_strings_are_seen_in_their_steps_alone(
+    seed: int, step: int, repeats: int, items: int, references: int
+) -> None:
+    background = Facts(items=30, alphabet=9, frequency="zipf")
+    config = Injection(
+        background=background, step=step, repeats=repeats, items=items, references=references, length=3, alphabet=7
+    )  # fmt: skip
+    language, alone = build(config, seed), build(background, seed)
+    assert sorted(language.prescribed) == list(range(step, step + repeats))
+    train = language.train
+    injected = train.item_slice == language.slices.index("injection/injected")
+    for indices in language.prescribed.values():
+        assert indices.tolist() == np.flatnonzero(injected).tolist()
+    assert injected.sum() == items
+    assert not train.weight[injected].any()
+    np.testing.assert_array_equal(train.weight[~injected], alone.train.weight)
+    np.testing.assert_array_equal(train.tokens[~injected][:, : alone.length], alone.train.tokens)
+    found = {
+        name: items_of(language, f"injection/{name}", "probe") for name in ("injected", "reference/heldout")
+    }
+    assert {name: len(each) for name, each in found.items()} == {
+        "injected": items, "reference/heldout": references,
+    }  # fmt: skip
+    strings = [whole for each in found.values() for whole, _ in each]
+    assert len(set(strings)) == items + references
+    assert set(items_of(language, "injection/injected", "train")) == set(found["injected"])
+    assert all(
+        whole[0] == 4 + 11 and whole[1:] == scored for each in found.values() for whole, scored in each
+    )
+    assert all(16 <= symbol < 16 + 7 for whole in strings for symbol in whole[1:])
+    probe = language.probe
+    np.testing.assert_allclose(probe.floor[probe.slices == len(language.slices) - 1], math.log(7))
+    # all by heart: each of the equally likely strings costs ln of their number in the end
+    known = (probe.slices == len(language.slices) - 2).any(axis=1)
+    np.testing.assert_allclose(probe.floor[known].sum(1), math.log(items), atol=1e-9)
+    assert language.bits == pytest.approx(alone.bits + math.log2(math.comb(343, items)))
+    strings_count_to_none = {"injection/injected": "", "injection/reference/heldout": ""}
+    assert dict(language.goals) == dict(alone.goals) | strings_count_to_none
+
+
+@given(step=st.integers(0, 400), repeats=st.integers(1, 5), steps=st.integers(1, 500))
+def test_an_injection_asks_for_evaluations_around_itself(step: int, repeats: int, steps: int) -> None:
+    asked = Injection(step=step, repeats=repeats).evaluation_steps(steps)
+    if step + repeats > steps:
+        assert asked == []
+        return
+    assert asked[:2] == [step, step + repeats]
+    assert asked == sorted(set(asked))
+    assert asked[-1] == steps
+    since = np.array(asked[1:]) - (step + repeats)
+    assert (since[1:] <= 1.42 * since[:-1] + 1.25).all(), "twice per doubling, to the next whole step"
+    assert len(asked) <= 5 + 2 * math.log2(steps)
+
+
+def test_prescribed_items_are_training_items_and_part_of_the_digest() -> None:
+    language = build(SMALL["injection"], 0)
+    assert dataclasses.replace(language, prescribed={}).sha256 != language.sha256
+    count = len(language.train.key)
+    for wrong in ({-1: np.array([0])}, {0: np.array([count])}, {0: np.array([], dtype=np.int64)}):
+        with pytest.raises(ValueError, match="prescribed"):
+            dataclasses.replace(language, prescribed=wrong)
+
+
 @pytest.mark.parametrize(
     ("cls", "data", "words"),
     [
@@ -406,6 +482,9 @@ def test_canaries_are_drawn_as_often_as_they_are_repeated(seed: int) -> None:
         (Pcfg, {"branches": 65}, ["branches", "65", "1..64"]),
         (Canaries, {"background": {"name": "facts", "tag": 11}}, ["background", "tag"]),
         (Canaries, {"repeats": [1, 1]}, ["repeats", "twice"]),
+        (Injection, {"background": {"name": "facts", "label": "injection"}}, ["background", "label"]),
+        (Injection, {"alphabet": 4, "references": 250}, ["references", "266", "256"]),
+        (Injection, {"step": -1}, ["step", "-1"]),
         (Subset, {"of": {"name": "pcfg"}}, ["of.name", "pcfg", "facts"]),
     ],
 )  # fmt: skip
