@@ -120,7 +120,7 @@ class Pretrain(_Job):
 
     @model_validator(mode="after")
     def _fits(self) -> "Pretrain":
-        _check_fit(self.model, self.language)
+        _check_fit(self.model, self.language, self.training)
         _check_edge(self.training, self.model.layout)
         return self
 
@@ -164,7 +164,7 @@ class Finetune(_Job):
 
     @model_validator(mode="after")
     def _fits(self) -> "Finetune":
-        _check_fit(self.base.model, self.language)
+        _check_fit(self.base.model, self.language, self.training)
         if isinstance(self.method, LoraConfig):
             try:
                 lora.targets(self.method, self.base.model.layout)
@@ -325,12 +325,22 @@ def _without_draws(data: Any) -> Any:
     return {name: _without_draws(value) for name, value in data.items() if name != skip}
 
 
-def _check_fit(model: ModelConfig, language: LanguageConfig) -> None:
+def evaluation_steps(training: Training, language: LanguageConfig) -> list[int]:
+    """Steps after which a model is evaluated that is trained on a language; 0 is before the first."""
+    return sorted({*training.evaluation_steps, *language.evaluation_steps(training.steps)})
+
+
+def _check_fit(model: ModelConfig, language: LanguageConfig, training: Training) -> None:
     vocab, length = sizes(language)
     if vocab > model.vocab:
         raise ValueError(f"model.vocab: {model.vocab} is too small for the language's {vocab} tokens")
     if length > model.length:
         raise ValueError(f"model.length: {model.length} is too short for sequences of {length} tokens")
+    if training.batch < language.least_batch:
+        raise ValueError(
+            f"training.batch: {training.batch} is too small for the {language.least_batch} items that a step of "
+            f"{language.name} must see"
+        )
 
 
 def _check_edge(training: Training, trained: Layout) -> None:
@@ -366,4 +376,5 @@ def _cost(model: ModelConfig, training: Training, steps: int, languages: Sequenc
     tokens = training.batch * sizes(languages[0])[1]
     probe = 1000 * sum(sizes(language)[1] for language in languages)
     passes = 1 if training.perturb is None else training.perturb.passes
-    return model.flops_per_token * (3.0 * steps * passes * tokens + len(training.evaluation_steps) * probe)
+    evaluations = len(evaluation_steps(training, languages[0]))
+    return model.flops_per_token * (3.0 * steps * passes * tokens + evaluations * probe)

@@ -19,7 +19,7 @@ from torch import Tensor
 from synthlm import lora, optimizers, perturbation, resume, schedules, weights
 from synthlm import model as transformer
 from synthlm.evaluation import Probe, evaluate, log_probabilities
-from synthlm.jobs import Finetune, Pretrain, Trained
+from synthlm.jobs import Finetune, Pretrain, Trained, evaluation_steps
 from synthlm.lora import LoraConfig
 from synthlm.optimizers import GroupOptimizer, OptimizerConfig
 from synthlm.recording import EDGE, EdgeRecorder
@@ -64,11 +64,22 @@ class Run:
 
 
 class Order:
-    """Which training items each step sees: int64 ``[run, batch]``, derived from (seed, stage, step) alone."""
+    """Which training items each step sees: int64 ``[run, batch]``, derived from (seed, stage, step) alone.
+
+    Where a run's language prescribes the items of a step, these fill the batch, each equally often as far as it allows.
+
+    Raises:
+        ValueError: when prescribed items do not fit into the batch.
+    """
 
     def __init__(self, languages: Sequence[Language], seeds: Sequence[int], stage: str, batch: int) -> None:
         self.seeds, self.stage, self.batch = list(seeds), stage, batch
         self.cumulative = [np.cumsum(language.train.weight) for language in languages]
+        self.last = [int(np.flatnonzero(language.train.weight)[-1]) for language in languages]
+        self.prescribed = [language.prescribed for language in languages]
+        most = max((len(items) for each in self.prescribed for items in each.values()), default=0)
+        if most > batch:
+            raise ValueError(f"batch: {batch} is too small for the {most} items that a step must see")
         self.chunk = -1
         self.drawn = np.empty((0, 0, 0), dtype=np.int64)
 
@@ -76,13 +87,20 @@ class Order:
         if step // ORDER_CHUNK != self.chunk:
             self.chunk = step // ORDER_CHUNK
             self.drawn = np.stack([self._draw(r) for r in range(len(self.seeds))], axis=1)
-        return self.drawn[step % ORDER_CHUNK]
+        drawn = self.drawn[step % ORDER_CHUNK]
+        rows = {r: each[step] for r, each in enumerate(self.prescribed) if step in each}
+        if rows:
+            drawn = drawn.copy()
+            for r, items in rows.items():
+                drawn[r] = np.resize(items, self.batch)
+        return drawn
 
     def _draw(self, r: int) -> np.ndarray:
         generator = numpy_generator(self.seeds[r], "order", self.stage, self.chunk)
         uniform = generator.random((ORDER_CHUNK, self.batch))
         index = np.searchsorted(self.cumulative[r], uniform * self.cumulative[r][-1], side="right")
-        return np.minimum(index, len(self.cumulative[r]) - 1)
+        # rounding at the upper end must not reach items of weight 0
+        return np.minimum(index, self.last[r])
 
 
 def run_batch(
@@ -134,7 +152,7 @@ class _Loop:
         self.seconds = 0.0
         clip = self.training.clip
         self.clip = None if clip is None else torch.full((len(jobs),), clip, device=device)
-        self.evaluate_at = set(self.training.evaluation_steps)
+        self.evaluate_at = set(evaluation_steps(self.training, first.language))
         if isinstance(first, Pretrain) and first.stop_loss is not None:
             self.evaluate_at |= set(range(0, self.training.steps, max(1, self.training.steps // 100)))
         self.save_at = set(self.training.checkpoint_steps)

@@ -23,7 +23,7 @@ from synthlm.model import ModelConfig
 from synthlm.optimizers import OptimizerConfig
 from synthlm.schedules import log_spaced
 from synthlm.store import Store
-from synthlm.tasks import Cipher, Facts, Mixture
+from synthlm.tasks import Cipher, Facts, Injection, Mixture
 from synthlm.trained import final_weights
 from synthlm.training import Order, run_batch
 
@@ -369,6 +369,121 @@ def test_how_often_a_resume_point_is_written_changes_nothing(tmp_path: Path) -> 
     run_batch([job], seldom, save_seconds=1e9)
     run_batch([job], often, save_seconds=0.0)
     assert files(seldom, job) == files(often, job)
+
+
+# -- steps whose items are prescribed ----------------------------------------------------------------------------------
+
+BACKGROUND = Facts(alphabet=8, items=24, key_length=2, value_length=1, frequency="zipf")
+
+
+def injection(step: int, **changes: Any) -> Injection:
+    return Injection(
+        background=BACKGROUND, step=step, items=3, references=20, length=3, alphabet=8, **changes
+    )
+
+
+def test_order_is_that_of_the_background_but_for_the_injected_steps(monkeypatch) -> None:
+    monkeypatch.setattr(training, "ORDER_CHUNK", 4)
+    seeds = [SEED, SEED + 1]
+    plain = Order([BACKGROUND.build(seed) for seed in seeds], seeds, "pretrain", 8)
+    languages = [injection(5, repeats=2).build(SEED), injection(9).build(SEED + 1)]
+    order = Order(languages, seeds, "pretrain", 8)
+    for step in (*range(12), 5, 6, 4, 9):  # in any order, and again
+        background = plain(step)
+        for r, injected in enumerate(((5, 6), (9,))):
+            if step in injected:
+                assert order(step)[r].tolist() == [24, 25, 26, 24, 25, 26, 24, 25]
+            else:
+                assert (order(step)[r] == background[r]).all()
+    with pytest.raises(ValueError, match=r"batch: 2 .* 3 items"):
+        Order(languages, seeds, "pretrain", 2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_injection_changes_a_run_from_its_step_on(tmp_path: Path, name: str) -> None:
+    checkpoints = {"checkpoints": 40, "evaluate_every": 1}
+    with_it, without = (
+        pretrain(name, steps=9, language=injection(step), training=checkpoints) for step in (4, 9)
+    )
+    store = fresh(tmp_path, with_it, without)
+    one, other = (store.load(job.key).metrics for job in (with_it, without))
+    assert one["step"] == other["step"]
+    for at, a, b in zip(one["step"], one["loss"], other["loss"], strict=True):
+        assert (a == b) == (at <= 4)
+    one, other = result(store, with_it), result(store, without)
+    for step in range(1, 10):
+        file = f"step-{step:07d}.safetensors"
+        assert (file in one) == (file in other)
+        if file in one:
+            assert (one[file] == other[file]) == (step <= 4)
+    # nothing but numerics of the head stands between this and the background alone
+    alone = pretrain(name, steps=9, language=BACKGROUND, training=checkpoints)
+    run_batch([alone], store)
+    wanted = store.load(alone.key).metrics
+    rows = store.load(without.key).metrics
+    losses = [x for s, x in zip(rows["slice"], rows["loss"], strict=True) if s in set(wanted["slice"])]
+    np.testing.assert_allclose(losses, wanted["loss"], rtol=1e-3)
+
+
+def test_injected_strings_alone_are_trained_on_in_their_step(store: Store) -> None:
+    """One step of plain SGD on the injected strings, from the weights right before it."""
+    plain = {"name": "sgd", "lr": 0.3, "hyper": {"momentum": 0.0}}
+    plan = Training(steps=5, batch=6, evaluations=2, checkpoints=40)
+    job = Pretrain(seed=SEED, model=MODEL, language=injection(4), optimizer=plain, aux=plain, training=plan)
+    run_batch([job], store)
+    before = weights.load(store.weights(job.key, "step-0000004.safetensors"), MODEL.layout)[None]
+    table = job.language.build(SEED).train.take(np.arange(24, 27))
+    leaf = before.clone().requires_grad_()
+    log_p = transformer.forward(MODEL, MODEL.layout.views(leaf), torch.tensor(table.tokens)[None])[0]
+    log_p, target = log_p.log_softmax(-1)[:, :3], torch.tensor(table.targets)[:, :3]
+    loss = -log_p.gather(-1, target[..., None]).mean()
+    (grad,) = torch.autograd.grad(loss, leaf)
+    expected = (before - 0.3 * grad).detach()[0]
+    torch.testing.assert_close(flat_of(store, job), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "soap"])
+@pytest.mark.parametrize("step", [4, 5], ids=["right-before", "right-after"])
+def test_killed_at_the_injection_it_ends_in_the_same_bytes(
+    tmp_path: Path, name: str, step: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(training, "ORDER_CHUNK", 4)
+    job = pretrain(name, language=injection(4), training={"checkpoints": 3})
+    whole, broken = fresh(tmp_path, job), fresh(tmp_path)
+    interrupt([job], broken, step)
+    run_batch([job], broken)
+    assert files(broken, job) == files(whole, job)
+    assert store_is_clean(broken)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_runs_with_an_injection_side_by_side_are_the_runs_alone(tmp_path: Path, stage: str) -> None:
+    bases = [pretrain("sgd", steps=3, seed=SEED + i) for i in range(2)]
+    language = injection(4, repeats=2)
+    batch: list[Job] = [
+        pretrain("muon", lr, SEED + i, language=language) for lr in (0.01, 0.03) for i in range(2)
+    ]
+    if stage == "finetune":
+        batch = [finetune(base, aux=AUX, lr=lr, language=language) for lr in (0.01, 0.02) for base in bases]
+    alone, together = fresh(tmp_path, *bases), fresh(tmp_path, *bases)
+    run_batch(batch, together)
+    for job in batch:
+        run_batch([job], alone)
+        assert result(together, job) == result(alone, job)
+    assert len({result(together, job)["final.safetensors"] for job in batch}) == 4
+
+
+def test_evaluations_are_dense_around_an_injection(store: Store) -> None:
+    job = pretrain(steps=40, language=injection(10))
+    run_batch([job], store)
+    evaluated = sorted(set(store.load(job.key).metrics["step"]))
+    assert evaluated == sorted({0, *log_spaced(4, 40), *job.language.evaluation_steps(40)})
+    assert {10, 11, 12, 13} <= set(evaluated)
+
+
+def test_a_batch_too_small_for_an_injection_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"training\.batch: 8 is too small for the 9 items"):
+        pretrain(language=Injection(background=BACKGROUND, items=9, alphabet=8))
 
 
 # -- runs that end early ----------------------------------------------------------------------------------------------
