@@ -57,7 +57,12 @@ def random_directions(rng: np.random.Generator, norms: ArrayLike, dimension: int
 
 
 def stationary(
-    rng: np.random.Generator, norms: ArrayLike, correlation: ArrayLike, dimension: int, samples: int
+    rng: np.random.Generator,
+    norms: ArrayLike,
+    correlation: ArrayLike,
+    dimension: int,
+    samples: int,
+    floor: ArrayLike = 0.0,
 ) -> Array:
     """``[sample, ..., W, W]``: Gram matrices of updates of norms ``[..., W]`` whose directions are correlated over
     time.
@@ -67,24 +72,27 @@ def stationary(
     Args:
         correlation: ``[..., W]``, of updates 0, 1, ... records apart; lags that cannot be those of any process are
             repaired (:func:`toeplitz`).
+        floor: ``[...]``, smallest eigenvalue of that covariance.
     """
     norms = np.asarray(norms, dtype=float)
-    root = _root(toeplitz(correlation))
+    root = _root(toeplitz(correlation, floor))
     gram = wishart(rng, norms.shape[-1], dimension, (samples, *norms.shape[:-1]))
     return with_norms(root @ gram @ np.swapaxes(root, -1, -2), norms)
 
 
-def toeplitz(correlation: ArrayLike) -> Array:
-    """``[..., W] -> [..., W, W]``: the Toeplitz matrix of a correlation by lag, made positive semidefinite.
+def toeplitz(correlation: ArrayLike, floor: ArrayLike = 0.0) -> Array:
+    """``[..., W] -> [..., W, W]``: the Toeplitz matrix of a correlation by lag, its eigenvalues at ``floor`` or above.
 
-    Measured correlations need not be those of a process: negative eigenvalues are set to zero and the diagonal scaled
-    back to 1 (a change the size of those eigenvalues).
+    Measured correlations need not be those of a process: eigenvalues below the floor are set to it, and the diagonal is
+    scaled back to 1 (a change the size of what was lifted). A floor of zero leaves such matrices singular: windows
+    drawn from them have endless ratios at the end of their spectrum.
     """
     correlation = np.asarray(correlation, dtype=float)
     place = np.arange(correlation.shape[-1])
     matrix = correlation[..., np.abs(place[:, None] - place)]
     values, vectors = np.linalg.eigh(matrix)
-    clipped = (vectors * np.maximum(values, 0.0)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+    lifted = np.maximum(values, np.asarray(floor, dtype=float)[..., None])
+    clipped = (vectors * lifted[..., None, :]) @ np.swapaxes(vectors, -1, -2)
     return with_norms(clipped, np.ones_like(correlation))
 
 
@@ -124,7 +132,7 @@ def window_nulls(rows: ArrayLike, dimension: int, samples: int, rng: np.random.G
 
     Returns:
         ``directions``: same step norms, random directions. ``stationary``: same norms and each window's lag
-        correlation.
+        correlation, with no less noise than the window itself has (the smallest eigenvalue of its cosines).
     """
     gram = grams(rows)
     norms = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
@@ -132,10 +140,11 @@ def window_nulls(rows: ArrayLike, dimension: int, samples: int, rng: np.random.G
     sound: Any = np.isfinite(correlation).all(-1) & (norms > 0).all(-1)
     held = np.where(sound[..., None], norms, 1.0)
     flat = np.where(sound[..., None], correlation, first_order(0.0, norms.shape[-1]))
+    least = np.linalg.eigvalsh(np.where(sound[..., None, None], grams(normalized(rows)), 0.0))[..., 0]
     void = np.where(sound, 1.0, np.nan)[..., None, None]
     return {
         "directions": random_directions(rng, held, dimension, samples) * void,
-        "stationary": stationary(rng, held, flat, dimension, samples) * void,
+        "stationary": stationary(rng, held, flat, dimension, samples, np.maximum(least, 0.0)) * void,
     }
 
 

@@ -263,7 +263,8 @@ class Probe(_Job):
 
     def _identity(self) -> dict[str, Any]:
         identity = self.model_dump(mode="json", exclude={"subjects"})
-        return identity | {"subjects": [job.key for job in self.subjects]}
+        revised = {"revision": self.analysis.REVISION} if self.analysis.REVISION > 1 else {}
+        return identity | revised | {"subjects": [job.key for job in self.subjects]}
 
     @property
     def model(self) -> ModelConfig:

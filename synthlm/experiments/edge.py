@@ -3,13 +3,14 @@
 Tasks that are grokked, or whose accuracy rises at once, are learnt by several optimizers, each run beside a control
 that should not get there (no weight decay, or one layer instead of more). Every run records its updates; nulls are
 drawn for each window and for whole trajectories; at checkpoints the leading modes are removed, with controls. Runs that
-made it are then finetuned on something new, for the forgetting phase. Protocol: our reconstruction of arXiv 2603.28964,
-with nulls and controls that are ours.
+made it are then finetuned on something new, for the forgetting phase. Learning rate and weight decay of every task and
+optimizer are the best of a search on seeds of its own, the same number of settings for all. Protocol: our
+reconstruction of arXiv 2603.28964, with nulls and controls that are ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,49 +19,24 @@ from pydantic import Field, model_validator
 from synthlm.analysis.onsets import grok_step, rise_step
 from synthlm.config import Config, InputError, parse
 from synthlm.edge_scores import RUN, pairs
-from synthlm.experiments.consistency import ConsistencyStudy, ModelSettings
+from synthlm.experiments.consistency import ConsistencyStudy
+from synthlm.experiments.edge_search import (
+    CONDITIONS,
+    EdgeArm,
+    EdgeTask,
+    RunLabel,
+    Search,
+    accuracy_curves,
+)
 from synthlm.jobs import Finetune, Full, Pretrain, Probe, Trained, Training
-from synthlm.model import ModelConfig
-from synthlm.optimizers import OptimizerConfig
 from synthlm.probes.edge import Edge, EdgeModes, EdgeOnsets
 from synthlm.store import Record
 from synthlm.study import Results
-from synthlm.tasks import AnyLanguage, sizes
 
 MEMORIZED = 0.99
 """Training accuracy from which the plateau counts."""
 
 NEW_TAG, NEW_LABEL = 1, "new"
-
-Condition = Literal["main", "control"]
-CONDITIONS: tuple[Condition, ...] = ("main", "control")
-
-
-class EdgeArm(Config):
-    """An optimizer of the hidden matrices and the one beside it; both with the weight decay of the main runs."""
-
-    optimizer: OptimizerConfig
-    aux: OptimizerConfig
-
-
-class EdgeTask(Config):
-    """Something to be learnt in one stroke.
-
-    Attributes:
-        language: its only ``heldout`` goal slice is what generalization is judged by.
-        control: what the control lacks: ``decay`` (no weight decay) or ``layers`` (one layer).
-        decays: whether the main runs have their arm's weight decay; False: no run has any.
-        chance: held-out accuracy of a model that has found no rule.
-        arms: names of arms that learn it; None: all.
-    """
-
-    language: AnyLanguage
-    training: Training
-    control: Literal["decay", "layers"] = "decay"
-    decays: bool = True
-    chance: float = Field(0.05, ge=0, lt=1)
-    arms: tuple[str, ...] | None = None
-    model: ModelSettings = ModelSettings()
 
 
 class Forgetting(Config):
@@ -74,11 +50,13 @@ class EdgeSettings(Config):
     """The section of a grid file.
 
     Attributes:
+        search_seeds: on which each setting of an arm is tried before the study's own runs.
         samples: of each null, for every window. trajectories: whole ones of each null, for lead times.
         modes: arms whose checkpoints' modes are removed; the tasks' trainings must keep some.
     """
 
     seeds: int = Field(3, ge=1)
+    search_seeds: int = Field(2, ge=1)
     arms: dict[str, EdgeArm] = Field(min_length=1)
     tasks: dict[str, EdgeTask] = Field(min_length=1)
     forgetting: Forgetting | None = None
@@ -88,6 +66,10 @@ class EdgeSettings(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "EdgeSettings":
+        budgets = {name: (len(arm.rates), len(arm.decays)) for name, arm in self.arms.items()}
+        if len(set(budgets.values())) > 1:
+            told = "; ".join(f"{name} {rates} and {decays}" for name, (rates, decays) in budgets.items())
+            raise ValueError(f"arms: all need as many rates and as many decays to choose from, not {told}")
         for name, task in self.tasks.items():
             for arm in task.arms or ():
                 _known(f"tasks.{name}.arms", arm, self.arms)
@@ -111,9 +93,10 @@ class EdgeSettings(Config):
             study = EdgeStudy(self)
             for run in study.runs():
                 if run.seed == 0:
-                    study.pretrain(run)
+                    for setting in study.search.settings(run.task, run.arm):
+                        job = study.search.job(run, setting)
                     if study.forgets(run):
-                        study.finetune(run)
+                        study.finetune(run, job)
         except InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -122,16 +105,6 @@ class EdgeSettings(Config):
 def _known(field: str, name: str, allowed: Mapping[str, Any]) -> None:
     if name not in allowed:
         raise ValueError(f"{field}: {name!r} is not one of {', '.join(allowed)}")
-
-
-@dataclass(frozen=True)
-class RunLabel:
-    """One run of the study. ``arm``: name of the optimizer's arm."""
-
-    task: str
-    arm: str
-    condition: Condition
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -153,50 +126,26 @@ class EdgeStudy:
 
     def __init__(self, settings: EdgeSettings, consistency: ConsistencyStudy | None = None) -> None:
         self.settings, self.consistency = settings, consistency
+        self.search = Search(settings.tasks, settings.arms, settings.search_seeds)
         self._made: dict[Any, Any] = {}
 
     def describe(self) -> str:
         """What is run, in one paragraph, for the report."""
         given = self.settings
         return (
-            f"Spectral edge: {given.seeds} seeds; tasks {', '.join(given.tasks)}; optimizers {', '.join(given.arms)}; "
-            f"each run beside a control; {given.samples} samples of each null a window, {given.trajectories} whole "
-            "trajectories of each null a run."
+            f"Spectral edge: {given.seeds} seeds; tasks {', '.join(given.tasks)}; optimizers"
+            f" {', '.join(given.arms)}; {self.search.describe()}; each run beside a control; {given.samples}"
+            f" samples of each null a window, {given.trajectories} whole trajectories of each null a run."
         )
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def runs(self) -> Iterator[RunLabel]:
         """Every pretraining run."""
-        for name, task in self.settings.tasks.items():
-            for arm in task.arms or tuple(self.settings.arms):
-                for seed in range(self.settings.seeds):
-                    for condition in CONDITIONS:
-                        yield RunLabel(name, arm, condition, seed)
-
-    def pretrain(self, run: RunLabel) -> Pretrain:
-        """The training of a run.
-
-        Raises:
-            InputError: when the settings do not fit together.
-        """
-        if run in self._made:
-            return self._made[run]
-        task, arm = self.settings.tasks[run.task], self.settings.arms[run.arm]
-        control = run.condition == "control"
-        plain = not task.decays or (control and task.control == "decay")
-        lacks = {"weight_decay": 0.0} if plain else {}
-        model = task.model.model_dump() | ({"layers": 1} if control and task.control == "layers" else {})
-        vocab, length = sizes(task.language)
-        data = {
-            "seed": run.seed,
-            "model": parse(ModelConfig, {"vocab": vocab, "length": length, **model}, "model"),
-            "language": task.language,
-            "optimizer": arm.optimizer.model_dump() | lacks,
-            "aux": arm.aux.model_dump() | lacks,
-            "training": task.training,
-        }
-        return self._made.setdefault(run, parse(Pretrain, data, f"tasks.{run.task}"))
+        for task, arm in self.search.cells():
+            for seed in range(self.settings.seeds):
+                for condition in CONDITIONS:
+                    yield RunLabel(task, arm, condition, seed)
 
     def forgets(self, run: RunLabel) -> bool:
         """Whether this run is to be finetuned once it has generalized."""
@@ -205,23 +154,28 @@ class EdgeStudy:
             return False
         return forgetting.tasks is None or run.task in forgetting.tasks
 
-    def finetune(self, run: RunLabel) -> Finetune:
+    def pretrain(self, run: RunLabel, results: Results) -> Pretrain | None:
+        """The training of a run, at the best setting of its task and arm; None while that is not known."""
+        setting = self.search.best(run.task, run.arm, results)
+        return None if setting is None else self.search.job(run, setting)
+
+    def finetune(self, run: RunLabel, base: Pretrain) -> Finetune:
         """The finetuning of a run on its language drawn anew.
 
         Raises:
             InputError: when the settings do not fit together.
         """
-        place = (run, "finetune")
+        place = (base.key, "finetune")
         if place in self._made:
             return self._made[place]
-        base, arm, forgetting = self.pretrain(run), self.settings.arms[run.arm], self.settings.forgetting
+        forgetting = self.settings.forgetting
         language: Any = base.language
         data = {
             "seed": run.seed,
             "base": base,
             "language": language.fresh(NEW_TAG, NEW_LABEL),
-            "optimizer": arm.optimizer.model_dump() | {"weight_decay": 0.0},
-            "aux": arm.aux.model_dump() | {"weight_decay": 0.0},
+            "optimizer": base.optimizer.model_dump() | {"weight_decay": 0.0},
+            "aux": base.aux.model_dump() | {"weight_decay": 0.0},
             "training": forgetting and forgetting.training,
         }
         return self._made.setdefault(place, parse(Finetune, data, "forgetting"))
@@ -238,25 +192,27 @@ class EdgeStudy:
     def _onsets(self, job: Pretrain) -> Probe:
         return self._probe(job, EdgeOnsets(samples=self.settings.trajectories))
 
-    def _modes(self, run: RunLabel) -> list[Probe]:
-        job, edge = self.pretrain(run), self.settings.tasks[run.task].training.edge
+    def _modes(self, run: RunLabel, job: Pretrain) -> list[Probe]:
+        edge = job.training.edge
         if run.arm not in self.settings.modes or edge is None or not edge.modes:
             return []
         kept = [step for step in job.training.checkpoint_steps if step >= edge.every * edge.window]
         return [self._probe(job, EdgeModes(), step) for step in kept]
 
     def jobs(self, results: Results) -> Sequence[Any]:
-        """Every run and its analyses; finetuning once it is known which runs generalized."""
-        wanted: list[Any] = []
+        """The searches, every run and its analyses, finetuning once it is known which runs generalized."""
+        wanted: list[Any] = [job for _, _, _, job in self.search.trials()]
         for run in self.runs():
-            job = self.pretrain(run)
-            wanted += [job]
+            job = self.pretrain(run, results)
+            if job is None:
+                continue
+            wanted.append(job)
             record = results(job)
             if record is None or record.manifest["status"] == "diverged":
                 continue
-            wanted += [self._windows(job), self._onsets(job), *self._modes(run)]
+            wanted += [self._windows(job), self._onsets(job), *self._modes(run, job)]
             if self.forgets(run) and np.isfinite(self.milestones(run, record).grokked):
-                tuned = self.finetune(run)
+                tuned = self.finetune(run, job)
                 wanted += [tuned] + ([self._windows(tuned)] if results(tuned) is not None else [])
         for _, tuned in self._from_consistency(results):
             wanted += [tuned] + ([self._windows(tuned)] if results(tuned) is not None else [])
@@ -296,16 +252,19 @@ class EdgeStudy:
     def tables(self, results: Results) -> dict[str, pd.DataFrame]:
         """Tidy tables; each row names its ``job``.
 
-        ``edge_runs``: one row a run: its milestones, and ``horizon`` and ``deadline``, where the main run of the same
-        task, arm and seed begins to rise and has grokked. ``edge_windows``: every window, with its ``phase``, the run's
-        milestones, and accuracy and loss at the last evaluation. ``edge_onsets`` (with horizon, deadline, and ``why`` a
-        pair does not count) and ``edge_modes``: rows of those analyses.
+        ``edge_search``: one row a trial of the search. ``edge_runs``: one row a run: its settings and milestones, and
+        ``horizon`` and ``deadline``, where the main run of the same task, arm and seed begins to rise and has grokked.
+        ``edge_windows``: every window, with its ``phase``, the run's milestones, and accuracy and loss at the last
+        evaluation. ``edge_onsets`` (with horizon, deadline, and ``why`` a pair does not count) and ``edge_modes``: rows
+        of those analyses.
         """
         frames: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+        frames["edge_search"] = self.search.rows(results)
         for run in self.runs():
-            record = results(self.pretrain(run))
-            if record is not None:
-                self._add_run(frames, run, record, results)
+            job = self.pretrain(run, results)
+            record = None if job is None else results(job)
+            if job is not None and record is not None:
+                self._add_run(frames, run, job, record, results)
         for labels, tuned in self._from_consistency(results):
             self._add_forgetting(frames, tuned, labels, results)
         found = {
@@ -317,15 +276,24 @@ class EdgeStudy:
         return found
 
     def _add_run(
-        self, frames: dict[str, list[pd.DataFrame]], run: RunLabel, record: Record, results: Results
+        self,
+        frames: dict[str, list[pd.DataFrame]],
+        run: RunLabel,
+        job: Pretrain,
+        record: Record,
+        results: Results,
     ) -> None:
-        job, main = self.pretrain(run), _main(run)
-        twin = results(self.pretrain(main))
+        main = _main(run)
+        beside = self.pretrain(main, results)
+        twin = None if beside is None else results(beside)
         own = self.milestones(run, record)
         theirs = self.milestones(main, twin) if twin is not None else Milestones(*[float("nan")] * 3)
         labels = {"job": job.key[:12], **vars(run), "source": "edge"}
         marks = {**vars(own), "horizon": theirs.rise, "deadline": theirs.grokked}
-        frames["edge_runs"].append(pd.DataFrame([labels | {"status": record.manifest["status"]} | marks]))
+        optimizer = {"lr": job.optimizer.lr, "weight_decay": job.optimizer.weight_decay}
+        frames["edge_runs"].append(
+            pd.DataFrame([labels | optimizer | {"status": record.manifest["status"]} | marks])
+        )
         if (found := results(self._windows(job))) is not None:
             rows = _with_curves(pd.DataFrame(found.metrics), record).assign(**labels, **marks)
             rows["phase"] = _phases(rows["step"].to_numpy(), own)
@@ -334,13 +302,13 @@ class EdgeStudy:
             frames["edge_onsets"].append(
                 pd.DataFrame(found.metrics).assign(**labels | {"source": found.metrics["source"]})
             )
-        for probe in self._modes(run):
+        for probe in self._modes(run, job):
             if (found := results(probe)) is not None:
                 frames["edge_modes"].append(
                     pd.DataFrame(found.metrics).assign(**labels, **marks, step=probe.step)
                 )
         if self.forgets(run):
-            self._add_forgetting(frames, self.finetune(run), {**vars(run), "source": "edge"}, results)
+            self._add_forgetting(frames, self.finetune(run, job), {**vars(run), "source": "edge"}, results)
 
     def _add_forgetting(
         self, frames: dict[str, list[pd.DataFrame]], tuned: Finetune, labels: dict[str, Any], results: Results
@@ -352,7 +320,7 @@ class EdgeStudy:
             frames["edge_windows"].append(rows.assign(**labels | names))
 
 
-TABLES = ("edge_runs", "edge_windows", "edge_onsets", "edge_modes")
+TABLES = ("edge_search", "edge_runs", "edge_windows", "edge_onsets", "edge_modes")
 
 
 def _main(run: RunLabel) -> RunLabel:
@@ -376,18 +344,3 @@ def _with_curves(windows: pd.DataFrame, record: Record) -> pd.DataFrame:
     """Windows with accuracy and loss at the last evaluation up to each one's end."""
     windows = windows.sort_values(["step", "set"], kind="stable")
     return pd.merge_asof(windows, accuracy_curves(record), on="step")
-
-
-def accuracy_curves(record: Record) -> pd.DataFrame:
-    """``step``, ``train`` and ``heldout`` accuracy, and ``train_loss`` and ``heldout_loss`` (nats per scored token):
-    means over slices that end in /train and over the held-out goal slices of the language that is trained on."""
-    table = pd.DataFrame(record.metrics)
-    table = table[table["role"] == ("new" if "new" in set(table["role"]) else "old")]
-    heldout = table[(table["goal"] != "") & table["slice"].str.endswith("/heldout")]
-    rule = {name.rsplit("/", 1)[0] for name in set(heldout["slice"])}
-    train = table[table["slice"].isin([f"{name}/train" for name in rule])]
-    out = pd.DataFrame({"step": sorted(set(table["step"]))}).set_index("step")
-    for name, rows in (("train", train), ("heldout", heldout)):
-        means = rows.groupby("step")[["accuracy", "loss"]].mean()
-        out[name], out[f"{name}_loss"] = means["accuracy"], means["loss"]
-    return out.reset_index().astype({"step": "int64"})

@@ -1,7 +1,7 @@
 """What an analysis is: settings that turn a subject (weights, their languages) into tidy columns."""
 
 import abc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from synthlm.config import Config
 
@@ -15,6 +15,9 @@ Columns = dict[str, list[Any]]
 
 class Analysis(Config, abc.ABC):
     """Settings of an analysis. Its numbers follow from these, the subject and the probe's seed alone."""
+
+    REVISION: ClassVar[int] = 1
+    """Raised when the arithmetic of one analysis changes: its old results are then no longer served."""
 
     name: str
 

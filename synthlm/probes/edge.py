@@ -1,7 +1,7 @@
 """The spectral edge of a training run that recorded it: every window with its nulls, onsets under the nulls, its
 modes."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ class Edge(Analysis):
 
     samples: of each null, for every window.
     """
+
+    REVISION: ClassVar[int] = 2  # the stationary null has a floor
 
     name: Literal["edge"] = "edge"
     samples: int = Field(99, ge=19)

@@ -97,6 +97,27 @@ def test_measured_correlations_are_repaired_only_where_they_must_be(rng: np.rand
     np.testing.assert_allclose(np.diag(repaired), 1.0)
 
 
+def test_a_floor_keeps_the_null_as_noisy_as_the_window(rng: np.random.Generator) -> None:
+    """Updates that swing have a mean cosine by lag that no process has; a null without noise would beat any edge."""
+    swing = np.cos(np.arange(10) * np.pi)[:, None] * rng.normal(size=50) * 3
+    swing[rng.integers(3, 7)] *= -1
+    rows = rows_of(swing + rng.normal(size=(10, 50)), 10)
+    correlation = lag_correlation(rows)
+    assert np.linalg.eigvalsh(scipy.linalg.toeplitz(correlation[0])).min() < 0
+    gram = grams(normalized(rows))
+    least = np.linalg.eigvalsh(gram[0]).min()
+    assert least > 1e-3
+    floored = np.linalg.eigvalsh(toeplitz(correlation, [least])[0])
+    assert floored.min() > 0.2 * least
+    np.testing.assert_allclose(np.diag(toeplitz(correlation, [least])[0]), 1.0)
+    drawn = null_statistics(window_nulls(rows, 50, 200, rng)["stationary"], 50)["ratio"]
+    assert (
+        np.median(drawn)
+        < 20
+        < np.median(null_statistics(stationary(rng, np.ones((1, 10)), correlation, 50, 200), 50)["ratio"])
+    )
+
+
 def test_lag_correlation_is_the_mean_cosine_by_lag(rng: np.random.Generator) -> None:
     updates = rng.normal(size=(7, 30)) * rng.uniform(0.1, 9, size=(7, 1)) + 1.0
     unit = updates / np.linalg.norm(updates, axis=1, keepdims=True)

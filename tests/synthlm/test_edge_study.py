@@ -12,7 +12,8 @@ import torch
 
 from synthlm.config import InputError, parse
 from synthlm.experiments import Grid, Suite
-from synthlm.experiments.edge import EdgeSettings, EdgeStudy, Milestones, RunLabel, accuracy_curves
+from synthlm.experiments.edge import EdgeSettings, EdgeStudy, Milestones
+from synthlm.experiments.edge_search import FIRST_SEED, RunLabel, Search, Setting, accuracy_curves, score
 from synthlm.jobs import Finetune, Pretrain, Probe
 from synthlm.running import run_batch
 from synthlm.store import Record, Store
@@ -24,9 +25,10 @@ SETTINGS: dict[str, Any] = {
     "samples": 19,
     "trajectories": 2,
     "modes": ["adamw"],
+    "search_seeds": 2,
     "arms": {
-        "adamw": {"optimizer": ADAMW, "aux": ADAMW},
-        "muon": {"optimizer": {"name": "muon", "lr": 0.02, "weight_decay": 0.3}, "aux": ADAMW},
+        "adamw": {"optimizer": {"name": "adamw"}, "rates": [2e-3, 3e-3], "decays": [3e-3], "aux": ADAMW},
+        "muon": {"optimizer": {"name": "muon"}, "rates": [0.02, 0.04], "decays": [6e-3], "aux": ADAMW},
     },
     "tasks": {
         "subtraction": {
@@ -84,11 +86,22 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeStudy, Store, 
     return study, store, fill(study, store)
 
 
+def job_of(study: EdgeStudy, store: Store, task: str) -> Pretrain:
+    """The main run of seed 0 under AdamW."""
+    job = study.pretrain(RunLabel(task, "adamw", "main", 0), lambda job: store.get(job.key))
+    assert job is not None
+    return job
+
+
 def test_what_is_run(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
     study, _, jobs = filled
     runs = list(study.runs())
     assert len(runs) == 2 * 2 * 2 + 2 * 2  # subtraction: two arms; recall: one
     by_kind = {kind: [job for job in jobs if isinstance(job, kind)] for kind in (Pretrain, Finetune, Probe)}
+    trials = [job for job in by_kind[Pretrain] if job.seed >= FIRST_SEED]
+    assert len(trials) == 3 * 2 * 2  # cells, settings, seeds of the search
+    assert all(job.training.edge is None and not job.training.checkpoints for job in trials)
+    by_kind[Pretrain] = [job for job in by_kind[Pretrain] if job not in trials]
     assert len(by_kind[Pretrain]) == 12
     assert len(by_kind[Finetune]) == 2  # seed 0 of both arms, of the one task that is to be forgotten
     names = pd.Series([job.analysis.name for job in by_kind[Probe]]).value_counts().to_dict()
@@ -107,8 +120,9 @@ def test_pairs_differ_in_what_the_control_lacks_alone() -> None:
     study = EdgeStudy(settings())
     for run in study.runs():
         if run.condition == "main":
+            setting = study.search.settings(run.task, run.arm)[-1]
             main, control = (
-                study.pretrain(RunLabel(run.task, run.arm, condition, run.seed)).model_dump()
+                study.search.job(RunLabel(run.task, run.arm, condition, run.seed), setting).model_dump()
                 for condition in ("main", "control")
             )
             main_model, control_model = main.pop("model"), control.pop("model")
@@ -125,7 +139,13 @@ def test_pairs_differ_in_what_the_control_lacks_alone() -> None:
 def test_tables(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
     study, store, _ = filled
     tables = study.tables(lambda job: store.get(job.key))
-    assert set(tables) == {"edge_runs", "edge_windows", "edge_onsets", "edge_modes"}
+    assert set(tables) == {"edge_search", "edge_runs", "edge_windows", "edge_onsets", "edge_modes"}
+    tried = tables["edge_search"]
+    assert len(tried) == 12
+    assert (tried.groupby(["task", "arm"])["chosen"].sum() == 2).all()  # one setting, on two seeds
+    chosen = tried[tried["chosen"]].drop_duplicates(["task", "arm"]).set_index(["task", "arm"])["lr"]
+    used = tables["edge_runs"].groupby(["task", "arm"])["lr"].unique()
+    assert {cell: [lr] for cell, lr in chosen.items()} == {cell: list(lr) for cell, lr in used.items()}
     runs = tables["edge_runs"]
     assert len(runs) == 12
     twins = runs[(runs["seed"] == 0) & (runs["condition"] == "control")]
@@ -141,7 +161,7 @@ def test_tables(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
     assert phases[12] == phases[20] == "transition"
     assert phases[22] == "after"
     assert set(windows[windows["condition"] == "finetuned"]["phase"]) == {"forgetting"}
-    record = store.load(study.pretrain(RunLabel("subtraction", "adamw", "main", 0)).key)
+    record = store.load(job_of(study, store, "subtraction").key)
     curves = accuracy_curves(record).set_index("step")
     row = main[(main["arm"] == "adamw") & (main["step"] == 14) & (main["set"] == "all")].iloc[0]
     assert row["heldout"] == curves.loc[10, "heldout"]
@@ -158,7 +178,7 @@ def test_tables(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
 
 def test_curves_are_of_the_goal_slices(filled: tuple[EdgeStudy, Store, list[Any]]) -> None:
     study, store, _ = filled
-    record = store.load(study.pretrain(RunLabel("recall", "adamw", "main", 0)).key)
+    record = store.load(job_of(study, store, "recall").key)
     curves = accuracy_curves(record)
     metrics = pd.DataFrame(record.metrics)
     last = metrics[metrics["step"] == 20].set_index("slice")
@@ -169,7 +189,7 @@ def test_curves_are_of_the_goal_slices(filled: tuple[EdgeStudy, Store, list[Any]
 
 
 def test_a_run_that_diverged_is_shown_and_not_analysed(tmp_path: Path) -> None:
-    broken = {"optimizer": {"name": "sgd", "lr": 1e36}, "aux": ADAMW}
+    broken = {"optimizer": {"name": "sgd"}, "rates": [1e36], "decays": [1e-3], "aux": ADAMW}
     tasks = {"subtraction": SETTINGS["tasks"]["subtraction"]}
     study = EdgeStudy(settings(arms={"sgd": broken}, tasks=tasks, modes=[], seeds=1))
     store = Store(tmp_path / "store")
@@ -196,6 +216,21 @@ def test_a_run_that_diverged_is_shown_and_not_analysed(tmp_path: Path) -> None:
             "tasks.a.training.edge",
         ),
         (
+            {"arms": {**SETTINGS["arms"], "muon": {**SETTINGS["arms"]["muon"], "rates": [0.1]}}},
+            "arms: all need as many rates and as many decays to choose from, not adamw 2 and 1; muon 1 and 1",
+        ),
+        (
+            {
+                "arms": {
+                    "adamw": {
+                        **SETTINGS["arms"]["adamw"],
+                        "optimizer": {"name": "adamw", "weight_decay": 0.5},
+                    }
+                }
+            },
+            "optimizer.weight_decay: 0.5 is what decays are for",
+        ),
+        (
             {"forgetting": None, "tasks": {"a": {**SETTINGS["tasks"]["subtraction"], "decays": False}}},
             "tasks.a.control: the main runs have no decay",
         ),
@@ -213,6 +248,54 @@ def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
         settings(**changes)
 
 
+def record(heldout: list[float]) -> Record:
+    """A finished run with this held-out accuracy at steps 0, 10, 20, ..."""
+    metrics: dict[str, list[Any]] = {
+        "step": [],
+        "role": [],
+        "slice": [],
+        "goal": [],
+        "accuracy": [],
+        "loss": [],
+    }
+    for place, value in enumerate(heldout):
+        for part, accuracy, goal in (("train", 1.0, "rule"), ("heldout", value, "rule")):
+            row = (10 * place, "old", f"m/{part}", goal, accuracy, 0.1)
+            for column, entry in zip(metrics.values(), row, strict=True):
+                column.append(entry)
+    return Record(config={}, manifest={"status": "done"}, metrics=metrics)
+
+
+def test_settings_are_ranked_by_grokking_then_by_when_then_by_the_end() -> None:
+    soon, late = [0.0, *[1.0] * 6], [0.0] * 3 + [1.0] * 6
+    never, nearly = [0.0] * 9, [0.5] * 9
+    ranked = [
+        [never, never],
+        [nearly, never],
+        [never, late],
+        [never, soon],
+        [late, late],
+        [late, soon],
+        [soon, soon],
+    ]
+    scores = [score([record(curve) for curve in pair]) for pair in ranked]
+    assert scores == sorted(scores)
+    assert len(set(scores)) == len(scores)
+
+
+def test_the_best_setting_is_known_once_every_trial_is_done() -> None:
+    given = settings()
+    search = Search(given.tasks, given.arms, 2)
+    first, second = search.settings("subtraction", "muon")
+    assert (first, second) == (Setting(0.02, 0.3), Setting(0.04, 0.15))
+    done: dict[str, Record] = {}
+    for seed in (FIRST_SEED, FIRST_SEED + 1):
+        assert search.best("subtraction", "muon", lambda job: done.get(job.key)) is None
+        done[search.trial("subtraction", "muon", first, seed).key] = record([0.2] * 9)
+        done[search.trial("subtraction", "muon", second, seed).key] = record([0.3] * 9)
+    assert search.best("subtraction", "muon", lambda job: done.get(job.key)) == second
+
+
 def test_a_grid_with_an_edge_section() -> None:
     grid = parse(
         Grid, {"title": "t", "seeds": 1, "edge": {k: v for k, v in SETTINGS.items() if k != "seeds"}}, "grid"
@@ -222,4 +305,4 @@ def test_a_grid_with_an_edge_section() -> None:
     assert grid.edge is not None
     assert grid.edge.seeds == 1
     assert "subtraction, recall" in suite.describe()
-    assert len(suite.jobs(lambda job: None)) == 6
+    assert len(suite.jobs(lambda job: None)) == 12  # the search alone, until it is done
