@@ -17,7 +17,7 @@ from synthlm.analysis.memorization import counterfactual, exposure
 from synthlm.analysis.tendency import LEVELS, crossing
 from synthlm.config import parse
 from synthlm.experiments.rote_rule import sized
-from synthlm.experiments.scratch import Part, Scratch
+from synthlm.experiments.scratch import ScoredItems, Scratch
 from synthlm.jobs import Pretrain, Probe
 from synthlm.store import Record
 from synthlm.study import Results
@@ -58,7 +58,7 @@ class CorruptionSettings(Scratch):
     exceptions: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=2)
 
 
-class CounterfactualScores(Part):
+class CounterfactualScores(ScoredItems):
     """The table ``counterfactual``: a row an item, seed and optimizer.
 
     Columns: job, seed, optimizer, lr, models, slice, item, n_with, n_without, with_item, without_item (share of those
@@ -123,7 +123,7 @@ class CounterfactualScores(Part):
         )
 
 
-class ExposureScores(Part):
+class ExposureScores(ScoredItems):
     """The table ``exposure``: a row a canary, seed and optimizer.
 
     Columns: job, seed, optimizer, lr, models, item, repeats, references, loss (nats of the whole string), right (share
@@ -162,7 +162,7 @@ class ExposureScores(Part):
         return kept.assign(repeats=repeats, references=len(references), exposure=found)
 
 
-class CapacityScores(Part):
+class CapacityScores(ScoredItems):
     """The table ``capacity``: a row a number of items, seed and optimizer.
 
     Columns: job, seed, optimizer, lr, models, items, parameters, exact_bits (what a perfect memorizer stores), bits
@@ -210,7 +210,7 @@ class CapacityScores(Part):
         )
 
 
-class CorruptionScores(Part):
+class CorruptionScores(ScoredItems):
     """The table ``corruption``: a row a number of exceptions, seed and optimizer.
 
     Columns: job, seed, optimizer, lr, models, exceptions, items (all training items), heldout (held-out items), wrong

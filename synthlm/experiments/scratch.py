@@ -1,4 +1,4 @@
-"""What the parts of the tendency study share that score single items of models trained from scratch."""
+"""What the parts of the tendency study share that ask for single items of models trained from scratch."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -80,7 +80,7 @@ class Tuned:
 
 
 class Part(abc.ABC):
-    """What the parts share: searches, then trainings at the best rate, then probes of those that are done."""
+    """What the parts share: searches, then trainings at the best rate."""
 
     NAME: str
     """Of its section and of its table."""
@@ -89,7 +89,6 @@ class Part(abc.ABC):
         self.seeds = seeds
         self.optimizers = settings.optimizers
         self.tuned = Tuned(settings, f"tendency.{self.NAME}")
-        self._probes: dict[tuple[str, ...], Probe] = {}
 
     @abc.abstractmethod
     def languages(self) -> list[LanguageConfig]:
@@ -100,10 +99,8 @@ class Part(abc.ABC):
         """What is run, in a sentence or two."""
 
     @abc.abstractmethod
-    def scores(
-        self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record
-    ) -> pd.DataFrame:
-        """The scores behind one probe's rows of items; ``record`` is of its first subject's training."""
+    def table(self, results: Results) -> pd.DataFrame:
+        """Tidy rows of what is done, led by job, seed, optimizer and lr."""
 
     def check(self) -> None:
         """Make a job of each language and optimizer.
@@ -122,25 +119,50 @@ class Part(abc.ABC):
         for seed in range(self.seeds):
             yield seed, [self.tuned.job(language, optimizer, seed, index)]
 
-    def asked(
-        self, results: Results
-    ) -> Iterator[tuple[LanguageConfig, str, int, list[Pretrain], Probe | None]]:
-        """(language, optimizer, seed, models, probe) as far as known; no probe before all its models are done, or when
-        all diverged."""
+    def trained(self, results: Results) -> Iterator[tuple[LanguageConfig, str, int, list[Pretrain]]]:
+        """(language, optimizer, seed, models) at the best rate of every search that is over."""
         for language in self.languages():
             for optimizer in self.optimizers:
                 _, best = self.tuned.search(language, optimizer, results)
-                if best is None:
-                    continue
-                for seed, models in self.ensembles(language, optimizer, best):
-                    records = [results(model) for model in models]
-                    sound = [
-                        model
-                        for model, record in zip(models, records, strict=True)
-                        if record is not None and record.manifest["status"] != "diverged"
-                    ]
-                    ready = sound and all(record is not None for record in records)
-                    yield language, optimizer, seed, models, self._probe(sound) if ready else None
+                if best is not None:
+                    for seed, models in self.ensembles(language, optimizer, best):
+                        yield language, optimizer, seed, models
+
+    def jobs(self, results: Results) -> Sequence[Any]:
+        """Every job wanted, given what is known."""
+        wanted: list[Any] = []
+        for language in self.languages():
+            for optimizer in self.optimizers:
+                wanted += self.tuned.search(language, optimizer, results)[0]
+        for _, _, _, models in self.trained(results):
+            wanted += models
+        return list(dict.fromkeys(wanted))
+
+
+class ScoredItems(Part):
+    """A part whose models are asked about single items, once all of an ensemble are done."""
+
+    def __init__(self, settings: Scratch, seeds: int) -> None:
+        super().__init__(settings, seeds)
+        self._probes: dict[tuple[str, ...], Probe] = {}
+
+    @abc.abstractmethod
+    def scores(
+        self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record
+    ) -> pd.DataFrame:
+        """The scores behind one probe's rows of items; ``record`` is of its first subject's training."""
+
+    def asked(self, results: Results) -> Iterator[tuple[LanguageConfig, str, int, Probe]]:
+        """(language, optimizer, seed, probe) of every ensemble that is done and did not diverge as a whole."""
+        for language, optimizer, seed, models in self.trained(results):
+            records = [results(model) for model in models]
+            sound = [
+                model
+                for model, record in zip(models, records, strict=True)
+                if record is not None and record.manifest["status"] != "diverged"
+            ]
+            if sound and all(record is not None for record in records):
+                yield language, optimizer, seed, self._probe(sound)
 
     def _probe(self, subjects: list[Pretrain]) -> Probe:
         place = tuple(job.key for job in subjects)
@@ -150,22 +172,15 @@ class Part(abc.ABC):
 
     def jobs(self, results: Results) -> Sequence[Any]:
         """Every job wanted, given what is known."""
-        wanted: list[Any] = []
-        for language in self.languages():
-            for optimizer in self.optimizers:
-                wanted += self.tuned.search(language, optimizer, results)[0]
-        for _, _, _, models, probe in self.asked(results):
-            wanted += [*models, *([] if probe is None else [probe])]
-        return list(dict.fromkeys(wanted))
+        return [*super().jobs(results), *(probe for _, _, _, probe in self.asked(results))]
 
     def table(self, results: Results) -> pd.DataFrame:
         """The scores of all models that were asked, led by job (the probe), seed, optimizer, lr and models (behind a
         row)."""
         frames = []
-        for language, optimizer, seed, _, probe in self.asked(results):
-            record = None if probe is None else results(probe)
-            trained = None if probe is None else results(probe.subjects[0])
-            if probe is None or record is None or trained is None:
+        for language, optimizer, seed, probe in self.asked(results):
+            record, trained = results(probe), results(probe.subjects[0])
+            if record is None or trained is None:
                 continue
             first = probe.subjects[0]
             head = {

@@ -7,6 +7,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from synthlm.config import Config, InputError
+from synthlm.experiments.injection import InjectionScores, InjectionSettings
 from synthlm.experiments.rote_rule import MapSettings, RoteRuleMap
 from synthlm.experiments.scores import (
     CapacityScores,
@@ -27,7 +28,8 @@ class TendencySettings(Config):
     """The section ``[tendency]`` of a grid; each part only where given.
 
     map: training from scratch in every cell of language, data size, rote share and optimizer. small_data: finetuning on
-    a new rule from few examples. counterfactual, exposure, capacity, corruption: memorization item by item.
+    a new rule from few examples. counterfactual, exposure, capacity, corruption: memorization item by item. injection:
+    how strings seen once are forgotten.
     """
 
     seeds: int = Field(3, ge=1)
@@ -37,6 +39,7 @@ class TendencySettings(Config):
     exposure: ExposureSettings | None = None
     capacity: CapacitySettings | None = None
     corruption: CorruptionSettings | None = None
+    injection: InjectionSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "TendencySettings":
@@ -69,6 +72,8 @@ class TendencyStudy:
             self.scores.append(CapacityScores(settings.capacity, seeds))
         if settings.corruption is not None:
             self.scores.append(CorruptionScores(settings.corruption, seeds))
+        if settings.injection is not None:
+            self.scores.append(InjectionScores(settings.injection, seeds))
 
     def describe(self) -> str:
         """What is run, in one paragraph, for the report."""
@@ -86,7 +91,7 @@ class TendencyStudy:
 
     def tables(self, results: Results) -> dict[str, pd.DataFrame]:
         """``tendency``: training from scratch; ``small_data``, ``counterfactual``, ``exposure``, ``capacity``,
-        ``corruption``."""
+        ``corruption``, ``injection``."""
         tables = {} if self.map is None else {"tendency": self.map.table(results)}
         if self.small_data is not None:
             tables |= self.small_data.tables(results)

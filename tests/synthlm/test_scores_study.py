@@ -11,10 +11,10 @@ import pytest
 from synthlm.config import InputError, parse
 from synthlm.experiments.small_data import SmallData, unseen_choice
 from synthlm.experiments.tendency import TendencySettings, TendencyStudy
-from synthlm.jobs import Finetune, Pretrain, Probe
+from synthlm.jobs import Finetune, Pretrain, Probe, evaluation_steps
 from synthlm.probes.subject import StoredSubject
 from synthlm.running import run_batch
-from synthlm.store import Store
+from synthlm.store import Record, Store
 from synthlm.tasks import Facts, build
 
 MODEL = {"width": 16, "layers": 1, "heads": 2, "mlp": 16}
@@ -159,6 +159,83 @@ def test_corruption_is_set_against_a_language_of_one_exception(tmp_path: Path) -
         assert math.isnan(row.fitted_90) == (recall["accuracy"].max() < 0.9)
 
 
+INJECTION = {
+    "name": "injection", "alphabet": 8, "length": 3, "step": 20, "repeats": 2, "items": 4, "references": 40,
+    "background": {"name": "facts", "alphabet": 8, "items": 12, "key_length": 2, "value_length": 1},
+}  # fmt: skip
+
+
+def test_what_was_injected_is_remembered_and_searched_for_without_it(tmp_path: Path) -> None:
+    made = study(
+        injection={
+            **COMMON, "optimizers": {"adamw": ADAMW}, "training": training(60), "language": INJECTION,
+        }
+    )  # fmt: skip
+    store = Store(tmp_path)
+    results = finish(made, store)
+    table = made.tables(results)["injection"]
+    jobs = made.jobs(results)
+    assert not any(isinstance(job, Probe) for job in jobs)
+    searched = [job for job in jobs if job.language.name == "facts"]
+    trained = {job.key[:12]: job for job in jobs if job.language.name == "injection"}
+    assert len(searched) == 2
+    assert {job.seed for job in searched} == {0}
+    assert len(trained) == 2
+    assert set(table["job"]) == set(trained)
+    assert {job.seed for job in trained.values()} == {0, 1}
+    assert len({job.optimizer.lr for job in trained.values()}) == 1
+    assert (table["chance"] == 9).all()
+    for key, rows in table.groupby("job"):
+        job = trained[key]
+        assert rows["step"].tolist() == evaluation_steps(job.training, job.language)
+        assert (rows["since"] == rows["step"] - 20).all()
+        metrics = pd.DataFrame(results(job).metrics).set_index(["step", "slice"])
+        for row in rows.itertuples():
+            loss = {
+                name: metrics.loc[(row.step, f"injection/{name}"), "loss"] * 3 / math.log(2)
+                for name in ("injected", "reference/heldout")
+            }
+            assert row.injected == pytest.approx(loss["injected"])
+            assert row.remembered == pytest.approx(loss["reference/heldout"] - loss["injected"])
+            assert row.background == metrics.loc[(row.step, "facts/rote"), "accuracy"]
+        at = rows.set_index("since")
+        added = at.loc[2, "remembered"] - at.loc[0, "remembered"]
+        assert added > 1
+        assert at.loc[2, "retained"] == 1
+        assert at.loc[:1, "retained"].isna().all()
+        later = (at.loc[3:, "remembered"] - at.loc[0, "remembered"]) / added
+        np.testing.assert_allclose(at.loc[3:, "retained"], later)
+        assert at["half_life"].nunique(dropna=False) == 1
+        assert at["half_life"].isna().all() == (at.loc[2:, "retained"] > 0.5).all()
+
+
+def test_an_injection_that_teaches_nothing_or_diverges_has_no_share() -> None:
+    made = study(injection={**COMMON, "training": training(60), "language": INJECTION})
+    part = made.scores[0]
+    slices = ("facts/rote", "injection/injected", "injection/reference/heldout")
+    goals = ("rote", "", "")
+
+    def record(losses: dict[int, tuple[float | None, float | None]]) -> Any:
+        metrics: dict[str, list[Any]] = {"step": [], "slice": [], "goal": [], "loss": [], "accuracy": []}
+        for step, pair in losses.items():
+            metrics["step"] += [step] * 3
+            metrics["slice"] += slices
+            metrics["goal"] += goals
+            metrics["loss"] += [None if None in pair else 1.0, *pair]
+            metrics["accuracy"] += [None if None in pair else 0.5] * 3
+        return Record({}, {"status": "done"}, metrics)
+
+    bit = math.log(2) / 3  # a bit of a string, as nats per token
+    nothing = part._rows(record({0: (5.0, 5.0), 20: (5.0, 5.0), 22: (5.0, 5.0), 60: (4.0, 5.0)}))
+    assert nothing["retained"].isna().all()
+    assert nothing["half_life"].isna().all()
+    losses = {0: (9 * bit, 9 * bit), 20: (9 * bit, 8 * bit), 21: (0.0, 9 * bit), 22: (5 * bit, 8 * bit)}
+    rows = part._rows(record({**losses, 23: (8 * bit, 8 * bit), 25: (None, None)}))
+    np.testing.assert_allclose(rows["remembered"], [0, -1, 9, 3, 0, math.nan], atol=1e-9)
+    np.testing.assert_allclose(rows["retained"], [math.nan] * 3 + [1, 0.25, math.nan])
+    assert rows["half_life"].iloc[0] == pytest.approx(math.expm1(math.log(2) * 2 / 3))
+
+
 SMALL = {
     "model": MODEL,
     "pretraining": {
@@ -210,12 +287,14 @@ def test_what_does_not_fit_is_refused_before_anything_runs() -> None:
         "small_data": {**SMALL, "examples": [100]},
         "exposure": {**COMMON, "aux": {"name": "muon", "lr": 0.1}, "training": training(5),
                      "language": {"name": "canaries"}},
+        "injection": {**COMMON, "training": training(22), "language": INJECTION},
     }  # fmt: skip
     for part, message in {
         "counterfactual": "draws: 2",
         "capacity": "items",
         "small_data": "items: 100",
         "exposure": "matrices only",
+        "injection": r"step: 20 .*0\.\.19",
     }.items():
         with pytest.raises(InputError, match=message):
             study(**{part: wrong[part]})
