@@ -11,7 +11,7 @@ from synthlm import figures
 from synthlm.statistics import bootstrap_interval
 from synthlm.table import write_csv
 
-NAMES = ("counterfactual", "exposure", "capacity", "small_data", "corruption")
+NAMES = ("counterfactual", "exposure", "capacity", "small_data", "corruption", "forgetting_curves")
 
 
 @pytest.fixture
@@ -101,7 +101,29 @@ def _corruption(generator, seeds, optimizers):
     return pd.DataFrame(rows)
 
 
-MAKERS = dict(zip(NAMES, (_counterfactual, _exposure, _capacity, _small_data, _corruption), strict=True))
+def _injection(generator, seeds, optimizers):
+    """SGD is taught nothing."""
+    rows = []
+    for optimizer in optimizers:
+        for seed in range(seeds):
+            for since in (-50, 0, 1, 2, 4, 9, 100, 400):
+                share = math.nan if since < 1 or optimizer == "sgd" else 1 / since
+                bits = 0 if math.isnan(share) else 6 * share
+                bits += generator.normal(0, 0.5)
+                rows.append(
+                    {
+                        "job": "0" * 12, "seed": seed, "optimizer": optimizer, "lr": 0.01, "status": "done",
+                        "items": 16, "references": 256, "chance": 20.0, "step": 200 + since, "since": since,
+                        "injected": 30 - bits, "reference": 30.0, "remembered": bits, "retained": share,
+                        "half_life": math.nan if optimizer == "sgd" else 1.0, "background": 0.9,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+MAKERS = dict(
+    zip(NAMES, (_counterfactual, _exposure, _capacity, _small_data, _corruption, _injection), strict=True)
+)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -158,6 +180,29 @@ def test_exceptions_that_are_never_fitted_have_no_mean_step(generator):
     row = data[(data["optimizer"] == "adamw") & (data["exceptions"] == 40)].iloc[0]
     assert (row["fitted_mean"], row["fitted_n"], row["n"]) == (140, 3, 3)
     assert row["mean"] == pytest.approx(40 / 300 + 0.01)
+
+
+def test_forgetting_starts_right_before_the_injection_and_leaves_out_who_learnt_nothing(generator):
+    module = figures.get("forgetting_curves")
+    table = _injection(generator, 3, ("adamw", "sgd"))
+    data = module.data(table)
+    assert sorted(set(data["since"])) == [0, 1, 2, 4, 9, 100, 400]
+    at = data[(data["since"] == 4) & (data["optimizer"] == "adamw")]
+    wanted = bootstrap_interval(table[(table["since"] == 4) & (table["optimizer"] == "adamw")]["remembered"])
+    assert (at["mean"].iloc[0], at["low"].iloc[0], at["high"].iloc[0]) == pytest.approx(
+        (wanted.mean, wanted.low, wanted.high)
+    )
+    assert set(at["retained_mean"]) == {0.25}
+    sgd = data[data["optimizer"] == "sgd"]
+    assert set(sgd["retained_n"]) == {0}
+    assert "in 3 of 6 runs it taught nothing" in module.caption(data)
+    assert "taught nothing" not in module.caption(data[data["optimizer"] == "adamw"])
+    left, right = module.draw(data).axes
+    assert "before" in [label.get_text() for label in left.get_xticklabels()]
+    assert left.get_xlim()[0] < module.BEFORE < 1
+    share = right.lines[0]
+    np.testing.assert_allclose(share.get_xdata(), [1, 2, 4, 9, 100, 400])
+    np.testing.assert_allclose(share.get_ydata(), 1 / share.get_xdata())
 
 
 def test_only_chosen_rates_are_shown(generator):
