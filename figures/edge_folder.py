@@ -32,7 +32,6 @@ def draw(data: pd.DataFrame, source: str) -> Figure:
                 here["step"], here[f"ratio/{null}/low"], here[f"ratio/{null}/high"],
                 color=edge_style.NULL_COLORS[null], alpha=0.45, linewidth=0.4,
             )  # fmt: skip
-        edge_style.plain_log(axes[1, column])
         axes[2, column].plot(here["step"], here["k_ratio"], ".", color="black", markersize=3.5)
         axes[2, column].plot(here["step"], here["k_mass"], "_", color="#0072B2", markersize=5)
         axes[2, column].yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -49,6 +48,7 @@ def draw(data: pd.DataFrame, source: str) -> Figure:
         strict=True,
     ):  # fmt: skip
         ax.set_ylabel(label)
+    edge_style.ratio_axis(axes[1, 0], data["ratio"])
     axes[0, 0].set_ylim(0, 1.03)
     axes[3, 0].set_ylim(0, 92)
     figure.suptitle(source, fontsize=8.5)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,24 +21,30 @@ COLUMNS = (
     "stationary_high", "rise", "grokked", "n",
 )  # fmt: skip
 MODE_LINES: dict[int, Any] = {1: "-", 2: (0, (4, 1.5)), 3: (0, (1, 1.2))}
-MOST = 4
+MOST = 5
 
 
 def data(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, window and mode: sigma_j over the root of the sum of squares, and the 95% band of each null. The
-    first seed of every task and optimizer; ``n``: seeds that there are."""
-    rows = table[(table["set"] == "all") & table["condition"].isin(edge_style.CONDITIONS)]
+    """One row per run, window and mode: sigma_j over the root of the sum of squares, and the 95% band of each null. Of
+    every task and optimizer the first seed whose main run generalized, or else the first; ``n``: seeds that there
+    are."""
+    rows = table[(table["set"] == "all") & table["condition"].isin(edge_style.CONDITIONS)].copy()
     n = rows.groupby(["task", "arm"])["seed"].transform("nunique")
-    rows = rows.assign(n=n)[rows["seed"] == rows["seed"].min()]
+    rows = rows.assign(n=n)
+    main = rows[(rows["condition"] == "main") & np.isfinite(rows["grokked"].astype(float))]
+    cell = [rows["task"], rows["arm"]]
+    first = rows["seed"].where(rows.index.isin(main.index)).groupby(cell).transform("min")
+    rows = rows[rows["seed"] == first.fillna(rows["seed"].groupby(cell).transform("min"))]
     rows = edge_style.thinned(rows, ["task", "arm", "condition"], 200)
     scale = rows["sigma_1"] / rows["share"] ** 0.5
+    labels = rows[[name for name in COLUMNS if name in rows]]
     frames = []
     for mode in MODES:
-        found = rows.assign(mode=mode, value=rows[f"sigma_{mode}"] / scale)
-        for null in NULLS:
-            for end in ("low", "high"):
-                found[f"{null}_{end}"] = rows[f"sigma_{mode}/{null}/{end}"]
-        frames.append(found[list(COLUMNS)])
+        values = {"mode": mode, "value": rows[f"sigma_{mode}"] / scale}
+        bands = {
+            f"{null}_{end}": rows[f"sigma_{mode}/{null}/{end}"] for null in NULLS for end in ("low", "high")
+        }
+        frames.append(labels.assign(**values, **bands)[list(COLUMNS)])
     keys = ["task", "arm", "condition", "seed", "step", "mode"]
     return pd.concat(frames).sort_values(keys, kind="stable", ignore_index=True)
 
@@ -96,9 +103,9 @@ def caption(data: pd.DataFrame) -> str:
     n = int(data["n"].max()) if len(data) else 0
     return (
         "The three leading singular values of the last W recorded updates (all parameters), as shares of"
-        f" the window's total, in main runs (above) and controls (below); the first of {n}"
-        f" seed{'s' if n != 1 else ''} of each. Bands: 95% of what updates of the same norms give in"
-        " random directions, and with each window's own correlation by lag. In so many dimensions the"
-        " bands are narrow: a spectrum that lies on"
-        " the second band says no more than how long updates stay alike." + edge_style.left_out(data)
+        f" the window's total, in main runs (above) and controls (below); one of {n}"
+        f" seed{'s' if n != 1 else ''} of each, the first that generalized. Bands: 95% of what updates of the"
+        " same norms give in random directions, and with each window's own correlation by lag. In so many"
+        " dimensions the bands are narrow: a spectrum that lies on the second band says no more than how long"
+        " updates stay alike." + edge_style.left_out(data)
     )

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from synthlm.figures import style
+from synthlm.figures.bands import plain_log
 from synthlm.statistics import LEVEL, RESAMPLES
 
 CONDITIONS = ("main", "control")
@@ -23,10 +23,20 @@ RISE_COLOR = "#f3e3a8"
 
 
 def cells(data: pd.DataFrame, most: int) -> list[tuple[str, str]]:
-    """(task, arm) in the order shown: every arm of the first task, then each further task's; at most so many."""
-    found = data[["task", "arm"]].drop_duplicates().itertuples(index=False)
-    order = {task: place for place, task in enumerate(dict.fromkeys(data["task"]))}
-    return sorted(((str(t), str(a)) for t, a in found), key=lambda cell: (order[cell[0]], cell[1]))[:most]
+    """(task, arm) in the order shown, at most so many: every arm of the task that most main runs generalized in, then
+    the best arm of each other task, then the rest."""
+    main = data[data["condition"] == "main"].drop_duplicates(["task", "arm", "seed"])
+    made_it = np.isfinite(main["grokked"].astype(float)).groupby([main["task"], main["arm"]]).sum()
+    by_task = made_it.groupby("task").sum()
+    first, *others = sorted(by_task.index, key=lambda task: (-by_task[task], str(task)))
+    ranked = {
+        task: sorted(made_it[task].index, key=lambda arm, task=task: (-made_it[task, arm], str(arm)))
+        for task in others
+    }
+    shown = [(first, arm) for arm in sorted(made_it[first].index)]
+    shown += [(task, arms[0]) for task, arms in ranked.items()]
+    shown += [(task, arm) for task, arms in ranked.items() for arm in arms[1:]]
+    return [(str(task), str(arm)) for task, arm in shown[:most]]
 
 
 def title(task: str, arm: str) -> str:
@@ -41,12 +51,12 @@ def line(arm: str, condition: str) -> dict[str, Any]:
     return {"color": style.GREY, "linestyle": (0, (3.2, 1.6))}
 
 
-def plain_log(ax: Axes) -> None:
-    """A logarithmic axis y whose ticks are plain numbers: for values within a decade or two."""
+def ratio_axis(ax: Axes, observed: pd.Series) -> None:
+    """A logarithmic axis y for ratios from 1 up to the largest observed: nulls may leave it."""
+    highest = float(observed[np.isfinite(observed)].max()) if len(observed) else 2.0
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(1, 1.15 * max(highest, 1.5))
+    plain_log(ax.yaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if highest < 8 else (1.0, 2.0, 5.0))
 
 
 def mark_rise(ax: Axes, data: pd.DataFrame) -> None:

@@ -15,7 +15,7 @@ COLUMNS = (
     "task", "arm", "condition", "seed", "step", "train", "heldout", "train_loss", "heldout_loss", "g23", "ratio",
     "g23_null", "ratio_null", "memorized", "rise", "grokked", "n",
 )  # fmt: skip
-MOST = 4
+MOST = 5
 PANELS = (
     ("accuracy", "accuracy", "linear"),
     ("loss", "loss (nats/token)", "log"),
@@ -49,14 +49,13 @@ def draw(data: pd.DataFrame) -> Figure:
             edge_style.mark_rise(ax, here)
             _draw_panel(ax, here, kind, arm)
             ax.set_yscale(scale)
-            if kind == "ratio":
-                edge_style.plain_log(ax)
             if column == 0:
                 ax.set_ylabel(label)
         axes[0, column].set_title(edge_style.title(task, arm))
         axes[-1, column].set_xlabel("training step")
         axes[-1, column].set_xlim(0, here["step"].max())
     axes[0, 0].set_ylim(-0.03, 1.04)
+    edge_style.ratio_axis(axes[-1, 0], data["ratio"])
     handles = [
         Line2D([], [], color="black", linestyle="-"), Line2D([], [], color="black", linestyle=(0, (1, 1.4))),
         Line2D([], [], **edge_style.line("adamw", "control")), Line2D([], [], color="#CC79A7", linewidth=1.0),

@@ -147,6 +147,9 @@ def _first(runs: pd.DataFrame, moved: pd.DataFrame, onsets: pd.DataFrame) -> Ver
     ]  # fmt: skip
     paired = pairs(runs)
     caveats = [f"{len(paired) - (paired['why'] == '').sum()} of {len(paired)} pairs do not count"]
+    main = runs[(runs["condition"] == "main") & np.isfinite(runs["grokked"])]
+    late = int((main["memorized"] <= main["rise"]).sum())
+    caveats.append(f"{late} of {len(main)} main runs that generalized had memorized before they began to")
     control = runs[(runs["condition"] == "control") & np.isfinite(runs["grokked"])]
     if len(control):
         caveats.append(f"{len(control)} controls generalized in the end")

@@ -9,14 +9,12 @@ reconstruction of arXiv 2603.28964, with nulls and controls that are ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from synthlm.analysis.onsets import grok_step, rise_step
 from synthlm.config import Config, InputError, parse
 from synthlm.edge_scores import RUN, pairs
 from synthlm.experiments.consistency import ConsistencyStudy
@@ -24,17 +22,16 @@ from synthlm.experiments.edge_search import (
     CONDITIONS,
     EdgeArm,
     EdgeTask,
+    Milestones,
     RunLabel,
     Search,
     accuracy_curves,
+    milestones,
 )
 from synthlm.jobs import Finetune, Full, Pretrain, Probe, Trained, Training
 from synthlm.probes.edge import Edge, EdgeModes, EdgeOnsets
 from synthlm.store import Record
 from synthlm.study import Results
-
-MEMORIZED = 0.99
-"""Training accuracy from which the plateau counts."""
 
 NEW_TAG, NEW_LABEL = 1, "new"
 
@@ -105,15 +102,6 @@ class EdgeSettings(Config):
 def _known(field: str, name: str, allowed: Mapping[str, Any]) -> None:
     if name not in allowed:
         raise ValueError(f"{field}: {name!r} is not one of {', '.join(allowed)}")
-
-
-@dataclass(frozen=True)
-class Milestones:
-    """Steps at which a run gets somewhere, NaN where it does not."""
-
-    memorized: float
-    rise: float
-    grokked: float
 
 
 class EdgeStudy:
@@ -239,15 +227,7 @@ class EdgeStudy:
 
     def milestones(self, run: RunLabel, record: Record) -> Milestones:
         """When a run memorizes, begins to generalize, and has done so."""
-        curves = accuracy_curves(record)
-        step, heldout = curves["step"].to_numpy(), curves["heldout"].to_numpy()
-        learnt = np.flatnonzero(curves["train"].to_numpy() >= MEMORIZED)
-        grokked = grok_step(step, heldout)
-        return Milestones(
-            memorized=float(step[learnt[0]]) if len(learnt) else float("nan"),
-            rise=rise_step(step, heldout, self.settings.tasks[run.task].chance, grokked),
-            grokked=grokked,
-        )
+        return milestones(accuracy_curves(record), self.settings.tasks[run.task].chance)
 
     def tables(self, results: Results) -> dict[str, pd.DataFrame]:
         """Tidy tables; each row names its ``job``.

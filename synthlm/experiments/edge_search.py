@@ -2,8 +2,8 @@
 
 A model groks only at some learning rates and weight decays. Each setting is tried on seeds that the study does not use
 itself, with nothing recorded of the updates, so that no run chose its own settings and no statistic of the edge had a
-say. The best is the one that groks on most seeds, then the one that does so soonest, then the one that generalizes
-furthest. The rule is ours.
+say. The best is the one that generalizes late, after it has memorized, on most seeds, then on most seeds at all, then
+soonest, then furthest. The rule is ours.
 """
 
 import math
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from synthlm.analysis.onsets import grok_step
+from synthlm.analysis.onsets import grok_step, rise_step
 from synthlm.config import Config, parse
 from synthlm.experiments.consistency import ModelSettings
 from synthlm.experiments.sweep import Rule, mean
@@ -28,6 +29,9 @@ from synthlm.tasks import AnyLanguage, sizes
 
 FIRST_SEED = 1000
 """Of the search; the study's own seeds count from 0."""
+
+MEMORIZED = 0.99
+"""Training accuracy from which the plateau counts."""
 
 Condition = Literal["main", "control"]
 CONDITIONS: tuple[Condition, ...] = ("main", "control")
@@ -92,6 +96,20 @@ class Setting:
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class Milestones:
+    """Steps at which a run gets somewhere, NaN where it does not."""
+
+    memorized: float
+    rise: float
+    grokked: float
+
+    @property
+    def delayed(self) -> bool:
+        """Whether it has memorized before it begins to generalize."""
+        return math.isfinite(self.grokked) and self.memorized <= self.rise
+
+
 class Search:
     """The settings of every task and arm, their trials, and the best once these are done."""
 
@@ -143,21 +161,21 @@ class Search:
                 found = [record for record in records if record is not None]
                 if len(found) < len(records):
                     return None
-                scores.append(score(found))
+                scores.append(score([self._reached(task, record) for record in found]))
             self._best[task, arm] = settings[
                 max(range(len(settings)), key=lambda place: (scores[place], -place))
             ]
         return self._best[task, arm]
 
     def rows(self, results: Results) -> list[pd.DataFrame]:
-        """One row a trial that is done: job, task, arm, lr, weight_decay, seed, status, grokked, heldout (at the end),
-        chosen."""
+        """One row a trial that is done: job, task, arm, lr, weight_decay, seed, status, its milestones, heldout (at the
+        end), chosen."""
         out = []
         for task, arm, setting, job in self.trials():
             record = results(job)
             if record is None:
                 continue
-            curves = accuracy_curves(record)
+            reached, heldout = self._reached(task, record)
             row = {
                 "job": job.key[:12],
                 "task": task,
@@ -166,12 +184,17 @@ class Search:
                 "weight_decay": setting.weight_decay,
                 "seed": job.seed,
                 "status": record.manifest["status"],
-                "grokked": grok_step(curves["step"], curves["heldout"]),
-                "heldout": curves["heldout"].iloc[-1],
+                **vars(reached),
+                "heldout": heldout,
                 "chosen": setting == self.best(task, arm, results),
             }
             out.append(pd.DataFrame([row]))
         return out
+
+    def _reached(self, task: str, record: Record) -> tuple[Milestones, float]:
+        """A trial's milestones, and its held-out accuracy at the end."""
+        curves = accuracy_curves(record)
+        return milestones(curves, self.tasks[task].chance), float(curves["heldout"].iloc[-1])
 
     def _trial(self, task: str, arm: str, setting: Setting, seed: int) -> Pretrain:
         """A main run of which nothing is kept but its accuracy."""
@@ -203,15 +226,25 @@ class Search:
         return parse(Pretrain, data, f"tasks.{run.task}")
 
 
-def score(records: list[Record]) -> tuple[float, float, float]:
-    """What settings are ranked by: seeds that grokked, then minus the mean step at which they did, then the mean
-    held-out accuracy at the end."""
-    curves = [accuracy_curves(record) for record in records]
-    grokked = [grok_step(each["step"], each["heldout"]) for each in curves]
-    made_it = [step for step in grokked if math.isfinite(step)]
-    last = [float(each["heldout"].iloc[-1]) for each in curves]
+def score(trials: list[tuple[Milestones, float]]) -> tuple[float, ...]:
+    """What a setting is ranked by, from the milestones and last held-out accuracy of its trials: seeds that generalized
+    late, seeds that did at all, minus the mean step at which these had, mean accuracy."""
+    made_it = [reached.grokked for reached, _ in trials if math.isfinite(reached.grokked)]
     soonest = -mean(made_it) if made_it else -math.inf
-    return len(made_it), soonest, mean(value if math.isfinite(value) else 0.0 for value in last)
+    late = sum(reached.delayed for reached, _ in trials)
+    return late, len(made_it), soonest, mean(value if math.isfinite(value) else 0.0 for _, value in trials)
+
+
+def milestones(curves: pd.DataFrame, chance: float) -> Milestones:
+    """When a run of these accuracy curves memorizes, begins to generalize, and has done so."""
+    step, heldout = curves["step"].to_numpy(), curves["heldout"].to_numpy()
+    learnt = np.flatnonzero(curves["train"].to_numpy() >= MEMORIZED)
+    grokked = grok_step(step, heldout)
+    return Milestones(
+        memorized=float(step[learnt[0]]) if len(learnt) else math.nan,
+        rise=rise_step(step, heldout, chance, grokked),
+        grokked=grokked,
+    )
 
 
 def accuracy_curves(record: Record) -> pd.DataFrame:

@@ -12,8 +12,17 @@ import torch
 
 from synthlm.config import InputError, parse
 from synthlm.experiments import Grid, Suite
-from synthlm.experiments.edge import EdgeSettings, EdgeStudy, Milestones
-from synthlm.experiments.edge_search import FIRST_SEED, RunLabel, Search, Setting, accuracy_curves, score
+from synthlm.experiments.edge import EdgeSettings, EdgeStudy
+from synthlm.experiments.edge_search import (
+    FIRST_SEED,
+    Milestones,
+    RunLabel,
+    Search,
+    Setting,
+    accuracy_curves,
+    milestones,
+    score,
+)
 from synthlm.jobs import Finetune, Pretrain, Probe
 from synthlm.running import run_batch
 from synthlm.store import Record, Store
@@ -266,21 +275,31 @@ def record(heldout: list[float]) -> Record:
     return Record(config={}, manifest={"status": "done"}, metrics=metrics)
 
 
-def test_settings_are_ranked_by_grokking_then_by_when_then_by_the_end() -> None:
-    soon, late = [0.0, *[1.0] * 6], [0.0] * 3 + [1.0] * 6
-    never, nearly = [0.0] * 9, [0.5] * 9
+def test_settings_are_ranked_by_late_generalization_then_any_then_when_then_the_end() -> None:
+    def trial(
+        memorized: float, rise: float, grokked: float, heldout: float = 1.0
+    ) -> tuple[Milestones, float]:
+        return Milestones(memorized, rise, grokked), heldout
+
+    never, nearly = trial(10, math.nan, math.nan, 0.0), trial(10, math.nan, math.nan, 0.5)
+    at_once, sooner = trial(100, 20, 90), trial(100, 20, 60)  # generalizes before it has memorized
+    late, soon = trial(10, 40, 90), trial(10, 20, 60)
     ranked = [
-        [never, never],
-        [nearly, never],
-        [never, late],
-        [never, soon],
-        [late, late],
-        [late, soon],
-        [soon, soon],
-    ]
-    scores = [score([record(curve) for curve in pair]) for pair in ranked]
+        [never, never], [nearly, never], [never, at_once], [at_once, at_once], [at_once, sooner], [never, late],
+        [never, soon], [at_once, soon], [late, late], [late, soon], [soon, soon],
+    ]  # fmt: skip
+    scores = [score(pair) for pair in ranked]
     assert scores == sorted(scores)
     assert len(set(scores)) == len(scores)
+
+
+def test_milestones() -> None:
+    rises = [0.0, 0.1, 0.1, 0.5, *[0.96] * 5]
+    found = milestones(accuracy_curves(record(rises)), 0.05)
+    assert found == Milestones(0.0, 20.0, 40.0)
+    assert found.delayed
+    assert not Milestones(30.0, 20.0, 40.0).delayed
+    assert not milestones(accuracy_curves(record([0.0] * 9)), 0.05).delayed
 
 
 def test_the_best_setting_is_known_once_every_trial_is_done() -> None:

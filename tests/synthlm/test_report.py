@@ -199,3 +199,29 @@ def test_the_code_is_part_of_what_makes_a_figure_fresh(written, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(stem.name) or real(figure, stem))
     write_report(Study(), {"results": table}, out, ["frontier"])
     assert drawn == ["frontier"]
+
+
+def test_the_page_tells_what_the_edge_study_chose(tmp_path):
+    trials = pd.DataFrame(
+        {
+            "job": [f"{place:012x}" for place in range(4)],
+            "task": "addition",
+            "arm": ["adamw", "adamw", "muon", "muon"],
+            "lr": [0.004, 0.006, 0.02, 0.04],
+            "weight_decay": [1.5, 1.25, 0.3, 0.15],
+            "seed": 1000,
+            "status": "done",
+            "grokked": [1375.0, math.nan, math.nan, math.nan],
+            "heldout": [1.0, 0.5, 0.375, 0.25],
+            "chosen": [True, False, True, False],
+        }
+    )
+    write_report(None, {"edge_search": trials}, tmp_path, [])
+    page = (tmp_path / "report.html").read_text()
+    rows = [line for line in page.splitlines() if "<td>addition</td>" in line]
+    cells = [line.replace("</td>", "").split("<td>")[1:] for line in rows]
+    assert [[cell.split("<")[0] for cell in row] for row in cells] == [
+        ["addition", "adamw", "0.004", "1.5", "1 of 1", "1.00", "2", "1"],
+        ["addition", "muon", "0.02", "0.3", "0 of 1", "0.38", "2", "0"],
+    ]
+    assert ["class=bad" in row for row in rows] == [False, True]
