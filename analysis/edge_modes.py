@@ -45,15 +45,11 @@ def along_modes(hessian: Callable[[Tensor], Tensor], gradient: Tensor, modes: Te
 
 @dataclass(frozen=True)
 class GapFlow:
-    """The three terms of the change of g = sigma_k - sigma_(k+1) a step; their sum is the predicted change."""
+    """The three terms of the change of g = sigma_k - sigma_(k+1) a step, each by itself."""
 
     asymmetry: float
     damping: float
     driving: float
-
-    @property
-    def total(self) -> float:
-        return self.asymmetry + self.damping + self.driving
 
 
 def gap_flow(
@@ -66,7 +62,9 @@ def gap_flow(
                 + lr W (G_k^2 / sigma_k - G_(k+1)^2 / sigma_(k+1))
 
     with curvature h_j and gradient G_j along mode j: curvature asymmetry, damping, driving. It is derived for plain
-    gradient descent recorded at every step.
+    gradient descent recorded at every step. There the first two terms alone are the change on a quadratic loss
+    (tested); the third, as it is written, has the units of a gradient where the others have those of an update, so the
+    terms are not added up here.
 
     Args:
         sigma: ``[mode]``, k + 1 values at least. k: the gap's position, from 1.

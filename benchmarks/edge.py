@@ -1,10 +1,11 @@
-"""What recording the spectral edge costs in training: time of steps with it, over time of the same steps without.
+"""What recording the spectral edge costs in training, as a share of the steps' own time.
 
-Language, batch and schedule are those of the laptop grid's pretraining, four runs side by side below width 64, one
-thread. Steps are timed alone (see ``timed``); with and without follow each other in every round, and ratios are taken
-round by round.
+Language, batch and schedule are those of the laptop grid's pretraining, several runs side by side below width 128, one
+thread. Every second step is recorded, so that steps with and without a record alternate in one run and whatever else
+slows the machine meets both alike; a record costs the median over pairs of neighbours of the difference, divided by the
+median step without one. At a cadence of c steps the overhead is a c-th of that.
 
-    python benchmarks/edge.py [--seconds 2] [--rounds 5]
+    python benchmarks/edge.py [--seconds 3] [--rounds 5]
 """
 
 import argparse
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 import measure
-import timed
+import numpy as np
 import torch
 
 from synthlm.experiments import load_grid
@@ -22,20 +23,24 @@ from synthlm.jobs import Pretrain
 from synthlm.model import ModelConfig
 from synthlm.recording import EdgeConfig
 from synthlm.store import Store
+from synthlm.training import run_batch
 
 WIDTHS = {32: 4, 64: 2, 128: 1}
 """Model width -> runs side by side."""
 
-CADENCES = (EdgeConfig().every, 1)
-"""The default, and every step."""
 
-
-def jobs(rule: str, width: int, steps: int, edge: EdgeConfig | None) -> list[Pretrain]:
+def jobs(rule: str, width: int, steps: int) -> list[Pretrain]:
     """Jobs that differ in their seeds."""
     study = ConsistencyStudy(measure.given(load_grid("laptop").consistency))
     pretraining, model = study.settings.pretraining, study.model
     base = pretraining.bases[rule]
-    plan = {"steps": steps, "evaluations": 2, "evaluate_every": None, "checkpoints": 0, "edge": edge}
+    plan = {
+        "steps": steps,
+        "evaluations": 2,
+        "evaluate_every": None,
+        "checkpoints": 0,
+        "edge": EdgeConfig(every=2),
+    }
     return [
         Pretrain(
             seed=seed,
@@ -49,45 +54,51 @@ def jobs(rule: str, width: int, steps: int, edge: EdgeConfig | None) -> list[Pre
     ]
 
 
-def seconds(rule: str, width: int, steps: int, edge: EdgeConfig | None) -> float:
-    """Of the counted steps."""
+def cost_of_a_record(rule: str, width: int, steps: int) -> tuple[float, float]:
+    """In steps without one, and the seconds of such a step."""
+    marks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        return timed.seconds(jobs(rule, width, steps, edge), Store(Path(folder)))
+        run_batch(
+            jobs(rule, width, steps), Store(Path(folder)), "cpu", lambda *_: marks.append(time.perf_counter())
+        )
+    filled = 2 * EdgeConfig().window
+    taken = np.diff(marks)[filled:-1]  # from step filled + 2 on, which is recorded; the last step is evaluated
+    recorded, plain = taken[::2], taken[1::2]
+    pairs = min(len(recorded), len(plain))
+    extra = np.median(recorded[:pairs] - plain[:pairs])
+    return float(extra / np.median(plain)), float(np.median(plain))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="about, for each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="about, for each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     description, begun = measure.machine(), time.monotonic()
     torch.set_num_threads(1)
     rows = []
     for rule in ("adamw", "muon"):
-        for width in WIDTHS:
-            pace = timed.counted(40) / seconds(rule, width, 40, None)
-            steps = max(60, round(options.seconds * pace))
-            found: dict[int, list[float]] = {every: [] for every in (0, *CADENCES)}
-            for _ in range(options.rounds):
-                for every in found:
-                    edge = EdgeConfig(every=every) if every else None
-                    found[every].append(seconds(rule, width, steps, edge))
-            for every in CADENCES:
-                rows.append(
-                    {
-                        "rule": rule,
-                        "width": width,
-                        "runs": WIDTHS[width],
-                        "parameters": jobs(rule, width, 40, None)[0].model.layout.size,
-                        "window": EdgeConfig().window,
-                        "recorded_every": every,
-                        "seconds_with_over_without": measure.spread(
-                            measure.ratios(found[every], found[0]), 3
-                        ),
-                        "steps": timed.counted(steps),
-                        "rounds": options.rounds,
-                    }
-                )
+        for width, runs in WIDTHS.items():
+            step = cost_of_a_record(rule, width, 60)[1]
+            steps = max(100, round(options.seconds / step))
+            found = [cost_of_a_record(rule, width, steps)[0] for _ in range(options.rounds)]
+            every = EdgeConfig().every
+            rows.append(
+                {
+                    "rule": rule,
+                    "width": width,
+                    "runs": runs,
+                    "parameters": jobs(rule, width, 60)[0].model.layout.size,
+                    "window": EdgeConfig().window,
+                    "sets": len(EdgeConfig().sets),
+                    "percent_recorded_every_step": measure.spread([100 * each for each in found], 1),
+                    f"percent_recorded_every_{every}_steps": measure.spread(
+                        [100 * each / every for each in found], 2
+                    ),
+                    "steps": steps,
+                    "rounds": options.rounds,
+                }
+            )
     measure.show(rows)
     print(f"{time.monotonic() - begun:.0f} s")
     print(measure.write("edge", rows, description))
