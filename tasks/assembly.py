@@ -29,23 +29,26 @@ def assemble(
     rule_bits: float,
     weight: Floats | None = None,
     asked: Integers | None = None,
+    answer_slice: Integers | None = None,
     key: Integers | None = None,
 ) -> Language:
     """Make the language of prompts [item, prompt] and answers [item, answer], both as symbols from 0.
 
     ``item_slice`` [item] indexes ``goals``. ``asked`` [item, answer] is 0 where a symbol after the separator is not
-    scored (a question among the answers). ``key``: what identifies an item, its prompt by default. Answers are
+    scored (a question among the answers). ``answer_slice`` [item, answer]: of single symbols, their item's by default.
+    ``key``: what identifies an item, its prompt by default. Answers are
     functions of prompts here, so every floor is 0: whoever knows the whole language knows each scored token. The rest
     as in ``compose``.
     """
     column = np.ones((len(prompts), 1), dtype=np.int64)
     scored = np.ones_like(answers) if asked is None else asked
+    own = item_slice[:, None] if answer_slice is None else answer_slice
     return compose(
         config,
         sequences=np.hstack([FIRST_SYMBOL + prompts, column * SEP, FIRST_SYMBOL + answers]),
         slices=np.hstack(
             [-np.ones((len(prompts), prompts.shape[1] + 1), dtype=np.int64),
-             np.where(scored > 0, item_slice[:, None], -1)]
+             np.where(scored > 0, own, -1)]
         ),
         item_slice=item_slice,
         goals=goals,

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from synthlm.tasks.language import Generators, Integers
+from synthlm.tasks.language import Booleans, Generators, Integers
 from synthlm.tasks.rules import Drawn, RuleLanguage, StringRule
 
 RARE = 1e-3
@@ -16,11 +16,14 @@ RARE = 1e-3
 class Automaton(StringRule, RuleLanguage):
     """A random deterministic automaton reads a string; its states, or its last state, are the answer.
 
-    It starts in state 0 and reads symbols 0..symbols-1; state q is told by symbol q. score: "running": the state after
+    It starts in state 0 and reads symbols 0..symbols-1; state q is told by symbol q. score: "each": the state after
     each symbol; "final": the last one alone. transitions: "random": each symbol takes each state to any state;
     "permutation": each symbol permutes the states; both uniform among the tables by which every state can be reached;
     "parity": symbol 1 flips between two states and symbol 0 does not (the same for every seed and tag; needs two
     states and two symbols).
+
+    Of a held-out string, states after a beginning that some training string has stand in the training data: they are a
+    slice of their own, ``rule/shown``, and no one's goal.
 
     Rule bits: log2 of the number of tables (0 for parity). length >= states, so that every entry of the table can show.
 
@@ -31,7 +34,7 @@ class Automaton(StringRule, RuleLanguage):
     states: int = Field(default=5, ge=2)
     symbols: int = Field(default=3, ge=1)
     transitions: Literal["random", "permutation", "parity"] = "random"
-    score: Literal["running", "final"] = "running"
+    score: Literal["each", "final"] = "each"
     length: int = Field(default=8, ge=1)
 
     def check(self, alphabet: int) -> None:
@@ -64,6 +67,17 @@ class Automaton(StringRule, RuleLanguage):
         answers, rule_bits = self.rewrite(strings, self.symbols, generators("rule"))
         return Drawn(strings, answers, self.items, self.states, rule_bits)
 
+    def shown(self, drawn: Drawn) -> Booleans | None:
+        """Held-out states after a beginning that a training string has."""
+        if self.score == "final":
+            return None
+        shown = np.zeros(drawn.answers.shape, dtype=bool)
+        for position in range(drawn.keys.shape[1]):
+            beginning = np.unique(drawn.keys[:, : position + 1], axis=0, return_inverse=True)[1].reshape(-1)
+            trained = np.isin(beginning, beginning[: drawn.train_items])
+            shown[drawn.train_items :, position] = trained[drawn.train_items :]
+        return shown
+
     def rewrite(
         self, strings: Integers, alphabet: int, generator: np.random.Generator
     ) -> tuple[Integers, float]:
@@ -78,7 +92,7 @@ class Automaton(StringRule, RuleLanguage):
             bits = 0.0
         else:
             bits = math.log2(connected_tables(self.states, self.symbols, self.transitions == "permutation"))
-        return states if self.score == "running" else states[:, -1:], bits
+        return states if self.score == "each" else states[:, -1:], bits
 
     def _table(self, generator: np.random.Generator) -> Integers:
         """[state, symbol] -> state."""

@@ -27,6 +27,7 @@ FIRST_SYMBOL = FIRST_TAG + TAGS
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Booleans = NDArray[np.bool_]
 Generators = Callable[[str], np.random.Generator]
 """From a purpose ("rule", "keys", ...) to its own generator."""
 

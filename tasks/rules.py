@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from synthlm.config import Config
 from synthlm.tasks.assembly import assemble
 from synthlm.tasks.keys import distinct_strings
-from synthlm.tasks.language import Count, Generators, Integers, Language, SingleConfig
+from synthlm.tasks.language import Booleans, Count, Generators, Integers, Language, SingleConfig
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,24 @@ class RuleLanguage(Rule, SingleConfig):
     def build(self, seed: int) -> Language:
         """Draw the rule and its items; held-out keys are no training keys."""
         drawn = self.draw(self.alphabet, self.generators(seed))
+        shown = self.shown(drawn)
+        item_slice = (np.arange(len(drawn.keys)) >= drawn.train_items).astype(np.int64)
+        goals = {"rule/train": "", "rule/heldout": "rule"}
         return assemble(
             self,
             prompts=drawn.keys,
             answers=drawn.answers,
-            item_slice=(np.arange(len(drawn.keys)) >= drawn.train_items).astype(np.int64),
-            goals={"rule/train": "", "rule/heldout": "rule"},
+            item_slice=item_slice,
+            answer_slice=None if shown is None else np.where(shown, 2, item_slice[:, None]),
+            goals=goals if shown is None else goals | {"rule/shown": ""},
             train_items=drawn.train_items,
             bits=0.0,
             rule_bits=drawn.rule_bits,
         )
+
+    def shown(self, drawn: Drawn) -> Booleans | None:
+        """[item, value]: answers of held-out keys that stand in the training data, no one's goal; None: none."""
+        return None
 
 
 class StringRule(Rule):

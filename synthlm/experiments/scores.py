@@ -38,7 +38,8 @@ class CounterfactualSettings(Scratch):
 
 
 class ExposureSettings(Scratch):
-    """The section ``[tendency.exposure]``: canaries planted in another language, some more often than others."""
+    """The section ``[tendency.exposure]``: canaries planted in another language, some more often than others. The
+    learning rate is searched on that language alone, so that no canary has a say."""
 
     language: Canaries
 
@@ -142,11 +143,23 @@ class ExposureScores(ScoredItems):
         return (
             f"Exposure: {language.each} canaries of {language.length} random symbols for each number of repeats"
             f" ({', '.join(f'{repeat:g}' for repeat in language.repeats)}) among {language.background.label}, ranked"
-            f" among {language.references} strings never trained on."
+            f" among {language.references} strings never trained on; the learning rate is the best on"
+            f" {language.background.label} alone."
         )
 
     def languages(self) -> list[LanguageConfig]:
-        return [self.settings.language]
+        return [self.settings.language.background]
+
+    def ensembles(
+        self, language: LanguageConfig, optimizer: str, index: int
+    ) -> Iterator[tuple[int, list[Pretrain]]]:
+        for seed in range(self.seeds):
+            yield seed, [self.tuned.job(self.settings.language, optimizer, seed, index)]
+
+    def check(self) -> None:
+        super().check()
+        for optimizer in self.optimizers:
+            next(self.ensembles(self.settings.language, optimizer, 0))
 
     def scores(
         self, rows: pd.DataFrame, language: LanguageConfig, probe: Probe, record: Record

@@ -226,14 +226,14 @@ def test_recall_answers_stand_in_the_context(seed: int, pairs: int, queries: int
 def test_automata_are_one_table_run_from_state_0(seed: int, transitions: str, final: bool) -> None:
     size = {"states": 2, "symbols": 2} if transitions == "parity" else {"states": 3, "symbols": 2}
     sizes = {"items": 24, "heldout": 8, "length": 5, "alphabet": 4}
-    score = "final" if final else "running"
+    score = "final" if final else "each"
     config = Automaton(transitions=transitions, score=score, **size, **sizes)
-    running = Automaton(transitions=transitions, score="running", **size, **sizes)
+    running = Automaton(transitions=transitions, score="each", **size, **sizes)
     table: dict[tuple[int, int], int] = {}
     runs = {}
     for name in ("rule/train", "rule/heldout"):
-        for whole, states in items_of(build(running, seed), f"automaton/{name}"):
-            string = [t - 16 for t in whole[1 : whole.index(1)]]
+        for whole, _ in items_of(build(running, seed), f"automaton/{name}"):
+            string, states = [t - 16 for t in whole[1 : whole.index(1)]], whole[whole.index(1) + 1 :]
             before = [0, *(t - 16 for t in states)]
             runs[tuple(string)] = before[-1]
             for t, symbol in enumerate(string):
@@ -249,7 +249,31 @@ def test_automata_are_one_table_run_from_state_0(seed: int, transitions: str, fi
         for whole, states in items_of(build(config, seed), f"automaton/{name}"):
             string = tuple(t - 16 for t in whole[1 : whole.index(1)])
             assert states[-1] - 16 == runs[string]
-            assert len(states) == (1 if final else 5)
+            assert len(states) == 1 if final else 1 <= len(states) <= 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, symbols=st.integers(2, 3), items=st.integers(1, 7))
+def test_no_beginning_of_a_training_string_is_held_out(seed: int, symbols: int, items: int) -> None:
+    """What a table of all beginnings seen in training answers is not scored as held out; everything else is."""
+    length = 4
+    sizes = {"items": items, "heldout": symbols**length - items, "length": length, "alphabet": 4}
+    language = build(
+        Automaton(states=3, symbols=symbols, transitions="permutation", probe=None, **sizes), seed
+    )
+    separator = 1 + length
+    shown = {tuple(row[1 : 2 + t]) for row in language.train.tokens.tolist() for t in range(length)}
+    probe = language.probe
+    heldout = probe.slices == language.slices.index("automaton/rule/heldout")
+    train = probe.slices == language.slices.index("automaton/rule/train")
+    assert language.goals["automaton/rule/shown"] == ""
+    for tokens, new, old in zip(probe.tokens.tolist(), heldout, train, strict=True):
+        fresh = [tuple(tokens[1 : 2 + t]) not in shown for t in range(length)]
+        if old.any():
+            assert old[separator:].all()
+        else:
+            assert new[separator:].tolist() == fresh
+            assert fresh[-1]
 
 
 @pytest.mark.parametrize(("states", "symbols"), [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (2, 3), (4, 1)])
@@ -275,8 +299,8 @@ def test_automata_are_uniform_among_connected_tables() -> None:
         language = build(config, seed)
         table = {}
         for name in ("rule/train", "rule/heldout"):
-            for whole, states in items_of(language, f"automaton/{name}"):
-                string, before = whole[1 : whole.index(1)], [16, *states]
+            for whole, _ in items_of(language, f"automaton/{name}"):
+                string, before = whole[1 : whole.index(1)], [16, *whole[whole.index(1) + 1 :]]
                 table |= {(before[t], string[t]): before[t + 1] for t in range(3)}
         drawn[tuple(table[key] for key in sorted(table))] += 1
     assert language.rule_bits == pytest.approx(math.log2(12))
