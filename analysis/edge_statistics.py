@@ -77,16 +77,23 @@ def eigensystem(gram: ArrayLike) -> tuple[Array, Array]:
     """Singular values ``[..., W]``, largest first, and eigenvectors ``[..., W, mode]`` of Gram matrices ``[..., W,
     W]``.
 
-    Matrices that are not finite give NaN.
+    Windows that are not ``sound`` give NaN: an update of norm zero has no direction, and its singular value of zero is
+    no gap.
     """
     gram = np.asarray(gram, dtype=float)
-    finite = np.isfinite(gram).all(axis=(-2, -1))
-    values, vectors = np.linalg.eigh(np.where(finite[..., None, None], gram, 0.0))
+    whole = sound(gram)
+    values, vectors = np.linalg.eigh(np.where(whole[..., None, None], gram, 0.0))
     sigma = np.sqrt(np.maximum(values[..., ::-1], 0.0))
     return (
-        np.where(finite[..., None], sigma, np.nan),
-        np.where(finite[..., None, None], vectors[..., ::-1], np.nan),
+        np.where(whole[..., None], sigma, np.nan),
+        np.where(whole[..., None, None], vectors[..., ::-1], np.nan),
     )
+
+
+def sound(gram: ArrayLike) -> NDArray[np.bool_]:
+    """``[..., W, W] -> [...]``: whether a window's dot products are finite and each of its updates has a length."""
+    gram = np.asarray(gram, dtype=float)
+    return np.isfinite(gram).all(axis=(-2, -1)) & (np.diagonal(gram, axis1=-2, axis2=-1) > 0).all(-1)
 
 
 def ratios(sigma: Array) -> Array:
@@ -97,14 +104,15 @@ def ratios(sigma: Array) -> Array:
 
 
 def gap_positions(sigma: Array, dimension: float) -> dict[str, NDArray[np.int64]]:
-    """The gap position k* by the three rules in use, from 1; 0 where there is none.
+    """The gap position k* by the three rules in use, from 1; 0 where there is none, as where ``sigma`` is NaN.
 
     ``k_ratio``: argmax sigma_j / sigma_(j+1). ``k_mass``: the ratio weighted by sigma_j / sum sigma. ``k_bulk``: the
     ratio, among eigenvalues above the upper Marchenko-Pastur edge nu^2 (sqrt P + sqrt W)^2, with nu^2 P the mean of the
     lower half of the eigenvalues, as in the author's code. Half of the spectrum is then nearly always above it.
 
     Args:
-        dimension: P, number of parameters.
+        dimension: P, number of parameters; of sketched updates their effective dimension
+            (:func:`synthlm.analysis.spectral_edge.effective_dimensions`).
     """
     ratio = ratios(sigma)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -171,11 +179,13 @@ def edge_statistics(rows: ArrayLike, dimension: float, lr: ArrayLike = np.nan) -
     - ``rotation_1..3`` (degrees): largest principal angle, in parameter space, between the spans of the leading 1..3
       right singular vectors of X and of the window one record before.
 
-    The first window has no window before it: what compares two windows is NaN there.
+    The first window has no window before it: what compares two windows is NaN there. Windows that hold an update of
+    norm zero (a checkpoint kept twice) or that is not finite have no spectrum: k* is 0, and the rest NaN but for what
+    needs none (``norm``, ``drift``, ``change``, ``gram_change``).
 
     Args:
         rows: ``[..., record, lag]`` from an ``UpdateStream``.
-        dimension: number of parameters.
+        dimension: number of parameters; of a sketch its ``effective`` dimension.
         lr: learning rate at each record ``[record]``, or one number.
 
     Raises:

@@ -7,25 +7,29 @@ P, and is exact in law, for every P >= W (tested against simulation of the updat
 with uniformly random directions are Gaussian ones divided by their norms: the same Wishart matrix, rescaled to the
 diagonal that is wanted; also exact.
 
+Sketched updates meet as in fewer dimensions than they have parameters, since the sketch adds noise to every dot
+product: for them P is the effective dimension (:func:`synthlm.analysis.spectral_edge.effective_dimensions`), which need
+not be whole. The law is then matched in its second moments alone (false positives tested).
+
 The nulls, from science to code: ``random_directions`` (same step norms, no direction means anything); ``stationary``
 (same norms, and directions correlated over time as measured, by lag: the AR/Toeplitz null); the norm-normalized control
 is a transformation of the data, ``edge_statistics.normalized``. Shuffling time inside a window is no null: it leaves
 the spectrum as it is. All choices here are ours; the paper tests against no null of these.
 
+Windows that hold an update of norm zero or that is not finite have no null: Gram matrices, statistics and p are NaN.
+
 Axis names: ``sample`` of a null, ``record``, ``lag``, ``window``, W updates in a window, P parameters.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthlm.analysis.edge_statistics import eigensystem, grams, normalized, spectrum_statistics
+from synthlm.analysis.edge_statistics import eigensystem, grams, normalized, sound, spectrum_statistics
 
 Array = NDArray[np.float64]
 
 
-def wishart(rng: np.random.Generator, size: int, dimension: int, shape: tuple[int, ...] = ()) -> Array:
+def wishart(rng: np.random.Generator, size: int, dimension: float, shape: tuple[int, ...] = ()) -> Array:
     """``[*shape, size, size]`` Gram matrices of ``size`` independent standard normal vectors in ``dimension`` axes.
 
     Bartlett's decomposition (Bartlett 1933).
@@ -49,7 +53,7 @@ def with_norms(gram: Array, norms: ArrayLike) -> Array:
     return gram * scale[..., :, None] * scale[..., None, :]
 
 
-def random_directions(rng: np.random.Generator, norms: ArrayLike, dimension: int, samples: int) -> Array:
+def random_directions(rng: np.random.Generator, norms: ArrayLike, dimension: float, samples: int) -> Array:
     """``[sample, ..., W, W]``: Gram matrices of updates of norms ``[..., W]`` in uniformly random directions."""
     norms = np.asarray(norms, dtype=float)
     size = norms.shape[-1]
@@ -60,7 +64,7 @@ def stationary(
     rng: np.random.Generator,
     norms: ArrayLike,
     correlation: ArrayLike,
-    dimension: int,
+    dimension: float,
     samples: int,
     floor: ArrayLike = 0.0,
 ) -> Array:
@@ -124,11 +128,14 @@ def first_order(rho: float, window: int) -> Array:
     return np.float64(rho) ** np.arange(window, dtype=np.float64)
 
 
-def window_nulls(rows: ArrayLike, dimension: int, samples: int, rng: np.random.Generator) -> dict[str, Array]:
+def window_nulls(
+    rows: ArrayLike, dimension: float, samples: int, rng: np.random.Generator
+) -> dict[str, Array]:
     """Gram matrices ``[sample, ..., window, W, W]`` under each null, for every window of a trajectory.
 
     Args:
         rows: ``[..., record, lag]``; windows that hold an update of norm zero or that is not finite give NaN.
+        dimension: P, effective where the updates are sketched.
 
     Returns:
         ``directions``: same step norms, random directions. ``stationary``: same norms and each window's lag
@@ -137,27 +144,28 @@ def window_nulls(rows: ArrayLike, dimension: int, samples: int, rng: np.random.G
     gram = grams(rows)
     norms = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     correlation = lag_correlation(rows)
-    sound: Any = np.isfinite(correlation).all(-1) & (norms > 0).all(-1)
-    held = np.where(sound[..., None], norms, 1.0)
-    flat = np.where(sound[..., None], correlation, first_order(0.0, norms.shape[-1]))
-    least = np.linalg.eigvalsh(np.where(sound[..., None, None], grams(normalized(rows)), 0.0))[..., 0]
-    void = np.where(sound, 1.0, np.nan)[..., None, None]
+    whole = sound(gram)
+    held = np.where(whole[..., None], norms, 1.0)
+    flat = np.where(whole[..., None], correlation, first_order(0.0, norms.shape[-1]))
+    least = np.linalg.eigvalsh(np.where(whole[..., None, None], grams(normalized(rows)), 0.0))[..., 0]
+    void = np.where(whole, 1.0, np.nan)[..., None, None]
     return {
         "directions": random_directions(rng, held, dimension, samples) * void,
         "stationary": stationary(rng, held, flat, dimension, samples, np.maximum(least, 0.0)) * void,
     }
 
 
-def null_statistics(gram: Array, dimension: int) -> dict[str, NDArray]:
+def null_statistics(gram: Array, dimension: float) -> dict[str, NDArray]:
     """Statistics of one window each (:func:`edge_statistics.spectrum_statistics`) of Gram matrices ``[..., W, W]``."""
     return spectrum_statistics(eigensystem(gram)[0], dimension)
 
 
-def edge_p_values(rows: ArrayLike, dimension: int, samples: int, rng: np.random.Generator) -> Array:
+def edge_p_values(rows: ArrayLike, dimension: float, samples: int, rng: np.random.Generator) -> Array:
     """``[..., window]`` p of the largest ratio sigma_j / sigma_(j+1) against random directions of the same norms.
 
     At level a, independent updates are taken for an edge in a share a of windows. The null takes every parameter to
     move alike: where few parameters carry the updates, their directions meet by chance more often, and p is too small.
+    NaN for windows without a null.
     """
     gram = grams(rows)
     observed = null_statistics(gram, dimension)["ratio"]
@@ -169,12 +177,14 @@ def p_values(observed: ArrayLike, null: ArrayLike) -> Array:
     """Monte Carlo p of ``observed`` [...] being as large as it is under ``null`` [sample, ...]: (1 + larger) / (1 +
     samples).
 
-    Never zero, and uniform at most under the null (Phipson & Smyth 2010). NaN where the observation is.
+    Never zero, and uniform at most under the null (Phipson & Smyth 2010). NaN where the observation is not finite or
+    a sample is NaN: a comparison with nothing would pass for the strongest evidence.
     """
     observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
     with np.errstate(invalid="ignore"):
         larger = (null >= observed).sum(0)
-    return np.where(np.isfinite(observed), (1 + larger) / (1 + len(null)), np.nan)
+    known = np.isfinite(observed) & ~np.isnan(null).any(0)
+    return np.where(known, (1 + larger) / (1 + len(null)), np.nan)
 
 
 def trajectory(

@@ -23,11 +23,26 @@ from synthlm.seeds import torch_generator
 
 NAMED_SETS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
-    "attention": ("*attn*", "*attention*"),
-    "mlp": ("*mlp*", "*feed_forward*", "*ffn*"),
+    "attention": (
+        "attn.*",
+        "*.attn.*",
+        "*self_attn.*",
+        "*cross_attn.*",
+        "*encoder_attn.*",
+        "*linear_attn.*",
+        "*multihead_attn.*",
+        "*attention.*",
+        "*Attention.*",
+        "*Attn.*",
+    ),
+    "mlp": ("mlp.*", "*.mlp.*", "*feed_forward.*", "*ffn.*", "*DenseReluDense.*"),
     "embedding": ("*embed*", "*wte*", "*wpe*", "*lm_head*"),
 }
-"""Parameter sets by name: patterns of parameter names, of this package's models and of common others."""
+"""Parameter sets by name: patterns of parameter names, of this package's models and of common others.
+
+Modules are meant, so norms which are named after their neighbour (``post_attention_layernorm``, ``attn_norm``,
+``ln_attn``, ``ffn_norm``) belong to neither.
+"""
 
 LAYERS = "layers"
 """In place of a set's name: one set for each part of each layer, such as ``blocks.0.attn``."""
@@ -114,6 +129,58 @@ def _segments(
     return out
 
 
+def effective_dimensions(
+    sizes: Mapping[str, int], window: int = 10, sets: Sequence[str] = ("all",), sketch: int | None = None
+) -> dict[str, float]:
+    """Set -> the effective dimension of its updates as a stream holds them; without a sketch its number of parameters.
+
+    The dot product of two independent updates has a variance of |x|^2 |y|^2 / dimension. Where every parameter moves
+    alike, a group of n of the P parameters adds (n/P)^2 / n to 1 / dimension, and where it is sketched to m < n numbers
+    (n/P)^2 (1/n + (1 - 1/n) / m): two parameters that share a bucket, one pair in m, meet as one. This is what nulls
+    need; ours, tested by simulation.
+
+    Args:
+        sizes, window, sets, sketch: see :class:`UpdateStream`.
+
+    Raises:
+        InputError: see :class:`UpdateStream`.
+    """
+    found = parameter_sets(list(sizes), sets)
+    return _dimensions(tuple(found), _grouped(sizes, found, sketch), window, sketch)
+
+
+def _grouped(
+    sizes: Mapping[str, int], found: Mapping[str, tuple[bool, ...]], sketch: int | None
+) -> list[_Segment]:
+    return _segments(list(sizes.values()), list(zip(*found.values(), strict=True)), sketch)
+
+
+def _dimensions(
+    sets: Sequence[str], segments: Sequence[_Segment], window: int, sketch: int | None
+) -> dict[str, float]:
+    if window < 3:
+        raise InputError(f"window: {window} is too small; at least 3 updates have a second gap")
+    if sketch is not None and sketch < window:
+        raise InputError(f"sketch: {sketch} numbers cannot hold a window of {window} updates")
+    out: dict[str, float] = {}
+    for i, name in enumerate(sets):
+        here = [s for s in segments if s.members[i]]
+        total = sum(s.stop - s.start for s in here)
+        if total < window:
+            raise InputError(
+                f"window: {window} updates need as many parameters, but the set {name!r} has {total}; "
+                "allowed: a smaller window (3 at least), or sets with more parameters"
+            )
+        sketched = [(s.stop - s.start, s.to - s.at) for s in here if s.sketched]
+        out[name] = total / (1 + sum(n * (n - 1) / held for n, held in sketched) / total)
+        if out[name] < window:
+            raise InputError(
+                f"sketch: {sketch} numbers a group of parameters leave {out[name]:.1f} dimensions to the set "
+                f"{name!r}, fewer than the window's {window} updates; allowed: a larger sketch"
+            )
+    return out
+
+
 class UpdateStream:
     """Takes weights ``[run, param]`` one recorded step after the other and gives dot products of their differences.
 
@@ -128,11 +195,16 @@ class UpdateStream:
         sketch: keep a count sketch of so many numbers of each group of neighbouring parameters in place of the updates
             (Charikar et al. 2002): a random sparse sign projection, unbiased for dot products, with a standard error of
             at most ``sqrt(2 / sketch) * |x| * |y|`` (Johnson-Lindenstrauss; tested). For models whose W updates do not
-            fit.
+            fit. Its noise makes independent updates meet as in fewer dimensions: nulls take ``effective`` for P.
         seed: of the sketch.
 
+    Attributes:
+        dimensions: set -> number of parameters.
+        effective: set -> effective dimension of what is held, for statistics and nulls (:func:`effective_dimensions`).
+
     Raises:
-        InputError: see :func:`parameter_sets`; or a window or sketch that is too small.
+        InputError: see :func:`parameter_sets`; or a window of fewer than 3 updates, or of more updates than a set has
+            parameters, or a sketch that is too small for the window.
     """
 
     def __init__(
@@ -145,20 +217,15 @@ class UpdateStream:
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        if window < 3:
-            raise InputError(f"window: {window} is too small; at least 3 updates have a second gap")
-        if sketch is not None and sketch < window:
-            raise InputError(f"sketch: {sketch} numbers cannot hold a window of {window} updates")
         found = parameter_sets(list(sizes), sets)
         self.sets, self.window, self.runs = tuple(found), window, runs
-        members = list(zip(*found.values(), strict=True))
         self.size = sum(sizes.values())
-        self.segments = _segments(list(sizes.values()), members, sketch)
-        counted = list(zip(sizes.values(), members, strict=True))
+        self.segments = _grouped(sizes, found, sketch)
+        self.effective = _dimensions(self.sets, self.segments, window, sketch)
         self.dimensions = {
-            name: sum(size for size, belongs in counted if belongs[i]) for i, name in enumerate(self.sets)
+            name: sum(size for size, member in zip(sizes.values(), members, strict=True) if member)
+            for name, members in found.items()
         }
-        """Set -> number of parameters."""
         self.sketch, self.device = sketch, device
         self._membership = torch.tensor([s.members for s in self.segments], dtype=torch.float64).T.to(device)
         self._hashes = [self._hash(i, seed) if s.sketched else None for i, s in enumerate(self.segments)]

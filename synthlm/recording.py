@@ -14,7 +14,7 @@ import safetensors.torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from synthlm.analysis.spectral_edge import UpdateStream, check_words, parameter_sets
+from synthlm.analysis.spectral_edge import UpdateStream, check_words, effective_dimensions
 from synthlm.config import Config, InputError
 from synthlm.weights import Layout
 
@@ -59,12 +59,13 @@ class EdgeConfig(Config):
         return self
 
     def check(self, layout: Layout) -> None:
-        """Refuse sets that none of the trained parameters belongs to.
+        """Refuse sets that none of the trained parameters belongs to, or too few for the window or the sketch.
 
         Raises:
-            InputError: naming the sets and the parameters.
+            InputError: naming the field, its value and what is allowed.
         """
-        parameter_sets([entry.name for entry in layout.entries], self.sets)
+        sizes = {entry.name: entry.size for entry in layout.entries}
+        effective_dimensions(sizes, self.window, self.sets, self.sketch)
 
 
 class EdgeRecorder:

@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 
 from synthlm.analysis import edge_modes, nulls
-from synthlm.analysis.edge_statistics import edge_statistics, grams, normalized
+from synthlm.analysis.edge_statistics import edge_statistics, grams, normalized, sound
 from synthlm.analysis.hessian import Hessian
 from synthlm.analysis.objective import LanguageObjective, evaluate_many
 from synthlm.analysis.onsets import onset
+from synthlm.analysis.spectral_edge import effective_dimensions
 from synthlm.config import InputError
 from synthlm.probes.analysis import Analysis, Columns, column
 from synthlm.seeds import numpy_generator
@@ -40,14 +41,24 @@ def _recorded(probe: "Probe") -> None:
 
 
 def _traces(subject: "StoredSubject") -> dict[str, dict[str, Any]]:
-    """Traces of the sets with at least one full window."""
+    """Traces of the recorded sets, with the effective ``dimension`` of their updates."""
     from synthlm.recording import EDGE, edge_rows
 
     columns = subject.store.table(subject.jobs[0].key, EDGE)
     if columns is None:
         raise InputError("subjects: the first did not record its edge (training.edge)")
     found = edge_rows(columns)
-    return {name: trace for name, trace in found.items() if len(trace["rows"]) >= trace["rows"].shape[1] - 1}
+    edge = subject.jobs[0].training.edge
+    if edge is not None:
+        sizes = {entry.name: entry.size for entry in _trained_layout(subject.jobs[0]).entries}
+        dimensions = effective_dimensions(sizes, edge.window, edge.sets, edge.sketch)
+        found = {name: trace | {"dimension": dimensions[name]} for name, trace in found.items()}
+    return found
+
+
+def _full(rows: np.ndarray) -> bool:
+    """Whether rows ``[record, lag]`` fill a window."""
+    return len(rows) >= rows.shape[1] - 1
 
 
 class Edge(Analysis):
@@ -66,14 +77,14 @@ class Edge(Analysis):
         _recorded(probe)
 
     def run(self, subject: "Subject") -> Columns:
-        """One row a window and parameter set: step (the window's last), set, parameters, those of
-        ``edge_statistics`` (``sigma_1`` ...), of ``PLAIN`` under ``/normalized``, of ``BANDED`` under each null, the
-        share of null samples with each k* (as ``k_ratio/stationary/mean``), and ``p``: of the largest ratio, against
-        random directions."""
+        """One row a window and parameter set: step (the window's last), set, parameters, with a sketch their effective
+        ``dimension``, and the columns of :meth:`windows`."""
         out: Columns = {}
         for name, trace in _traces(_stored(subject)).items():
+            if not _full(trace["rows"]):
+                continue
             rng = numpy_generator(_stored(subject).probe.seed, "probe", self.name, name)
-            found = self.windows(trace["rows"], trace["parameters"], trace["lr"], rng)
+            found = self.windows(trace["rows"], trace["dimension"], trace["lr"], rng)
             windows = len(found["share"])
             steps = trace["step"][-windows:]
             head = {
@@ -81,26 +92,39 @@ class Edge(Analysis):
                 "set": [name] * windows,
                 "parameters": [trace["parameters"]] * windows,
             }
+            if trace["dimension"] != trace["parameters"]:
+                head["dimension"] = [trace["dimension"]] * windows
             body = {key: _listed(values) for key, values in found.items()}
             for key, values in (head | body).items():
                 out.setdefault(key, []).extend(values)
         return out
 
     def windows(
-        self, rows: np.ndarray, parameters: int, lr: np.ndarray, rng: np.random.Generator
+        self, rows: np.ndarray, dimension: float, lr: np.ndarray, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Column -> values ``[window]`` of one trace: rows ``[record, lag]``, learning rates ``[record]``."""
-        found = edge_statistics(rows, parameters, lr)
+        """Column -> values ``[window]`` of one trace.
+
+        The statistics of ``edge_statistics`` (``sigma_1`` ...), of ``PLAIN`` under ``/normalized``, of ``BANDED`` under
+        each null, the nulls' mean k* (as ``k_ratio/stationary/mean``), and ``p``: of the largest ratio, against random
+        directions. A window that holds an update of norm zero or that is not finite has no k* (0), and NaN for what
+        follows from a spectrum and for its nulls.
+
+        Args:
+            rows: ``[record, lag]``. dimension: number of parameters, effective where they are sketched. lr: learning
+                rates ``[record]``.
+        """
+        found = edge_statistics(rows, dimension, lr)
         sigma = found.pop("sigma")
         found |= {f"sigma_{j + 1}": sigma[:, j] for j in range(sigma.shape[1])}
-        plain = edge_statistics(normalized(rows), parameters)
+        plain = edge_statistics(normalized(rows), dimension)
         found |= {f"{key}/normalized": plain[key] for key in PLAIN}
-        for name, gram in nulls.window_nulls(rows, parameters, self.samples, rng).items():
-            drawn = nulls.null_statistics(gram, parameters)
+        for name, gram in nulls.window_nulls(rows, dimension, self.samples, rng).items():
+            drawn = nulls.null_statistics(gram, dimension)
+            void = np.isnan(drawn["share"]).any(0)
             for key in BANDED:
                 bands = np.quantile(drawn[key], list(QUANTILES.values()), axis=0)
                 found |= {f"{key}/{name}/{q}": band for q, band in zip(QUANTILES, bands, strict=True)}
-            found |= {f"{key}/{name}/mean": drawn[key].mean(0) for key in POSITIONS}
+            found |= {f"{key}/{name}/mean": np.where(void, np.nan, drawn[key].mean(0)) for key in POSITIONS}
             total = (drawn["sigma"] ** 2).sum(-1)
             for j in range(3):
                 bands = np.quantile(drawn["sigma"][..., j] / np.sqrt(total), list(QUANTILES.values()), axis=0)
@@ -132,16 +156,19 @@ class EdgeOnsets(Analysis):
 
     def run(self, subject: "Subject") -> Columns:
         """One row a source (observed, normalized, or a null), sample and signal: ``onset``, a step, None where there is
-        none."""
+        none. No rows where no window is full of updates that are finite, or none of them has a length."""
         traces = _traces(_stored(subject))
         if self.set not in traces:
             raise InputError(f"set: {self.set!r} was not recorded; there are {', '.join(traces) or 'none'}")
         trace = traces[self.set]
-        rows, parameters = trace["rows"], trace["parameters"]
+        rows, dimension = trace["rows"], trace["dimension"]
         whole = int(
             np.isfinite(rows[:, 0]).sum()
         )  # a run that diverged ends with numbers that are not finite
         rows, steps = rows[:whole], trace["step"][:whole]
+        out: Columns = {"source": [], "sample": [], "signal": [], "onset": []}
+        if not _full(rows) or not sound(grams(rows)).any():
+            return out
         rng = numpy_generator(_stored(subject).probe.seed, "probe", self.name)
         window = rows.shape[1] - 1
         measured = np.nanmean(nulls.lag_correlation(rows), axis=0)
@@ -152,13 +179,12 @@ class EdgeOnsets(Analysis):
             ("normalized", 0, normalized(rows)),
         ]
         sources += [
-            (name, sample, nulls.trajectory(rng, norms, correlation, max(parameters, whole), window))
+            (name, sample, nulls.trajectory(rng, norms, correlation, max(int(dimension), whole), window))
             for name, correlation in drawn.items()
             for sample in range(self.samples)
         ]
-        out: Columns = {"source": [], "sample": [], "signal": [], "onset": []}
         for source, sample, drawn_rows in sources:
-            found = nulls.null_statistics(grams(drawn_rows), parameters)
+            found = nulls.null_statistics(grams(drawn_rows), dimension)
             for signal, falling in SIGNALS.items():
                 at = int(onset(found[signal], falling))
                 values = (source, sample, signal, int(steps[window - 1 + at]) if at >= 0 else None)

@@ -13,6 +13,7 @@ import torch
 
 from synthlm.analysis.edge_statistics import edge_statistics, normalized
 from synthlm.analysis.onsets import onset
+from synthlm.analysis.spectral_edge import effective_dimensions
 from synthlm.config import InputError
 from synthlm.jobs import Finetune, Full, Pretrain, Probe, Training, job_from_json
 from synthlm.model import ModelConfig
@@ -90,6 +91,56 @@ def test_onsets_in_the_run_and_under_the_nulls(store: Store) -> None:
         assert (math.isnan(got) and at < 0) or got == trace["step"][3 + at]
     with pytest.raises(InputError, match="set: 'mlp' was not recorded"):
         rows(store, Probe(subjects=(pretrain(),), analysis=EdgeOnsets(samples=5, set="mlp")))
+
+
+@pytest.mark.parametrize("ended", ["stopped", "diverged", "stood still"])
+def test_runs_without_a_full_window_have_no_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    def cut(columns: Any) -> dict[str, dict[str, Any]]:
+        found = edge_rows(columns)
+        for trace in found.values():
+            if ended == "stopped":
+                trace |= {key: trace[key][:3] for key in ("step", "lr", "rows")}
+            else:
+                trace["rows"][3 if ended == "diverged" else 0 :] = np.nan if ended == "diverged" else 0.0
+        return found
+
+    seed = secrets.randbits(30)  # results are kept: others than those of the whole run
+    monkeypatch.setattr("synthlm.recording.edge_rows", cut)
+    assert rows(store, Probe(subjects=(pretrain(),), analysis=EdgeOnsets(samples=3), seed=seed)).empty
+    with pytest.raises(InputError, match="set: 'mlp' was not recorded; there are all, attention"):
+        rows(store, Probe(subjects=(pretrain(),), analysis=EdgeOnsets(samples=3, set="mlp"), seed=seed))
+    windows = rows(store, Probe(subjects=(pretrain(),), analysis=Edge(samples=19), seed=seed))
+    if ended == "stopped":
+        assert windows.empty
+    else:
+        assert windows["p"].isna().all()
+        assert windows["k_ratio/stationary/mean"].isna().all()
+        assert not windows["k_ratio"].any()
+
+
+def test_a_sketched_run_tells_its_effective_dimension(store: Store) -> None:
+    edge = EdgeConfig(every=1, window=4, sets=("all", "attention"), sketch=64)
+    job = pretrain(training=TRAINING.model_copy(update={"edge": edge}))
+    run_batch([job], store)
+    found = rows(store, Probe(subjects=(job,), analysis=Edge(samples=39)))
+    sizes = {entry.name: entry.size for entry in MODEL.layout.entries}
+    expected = effective_dimensions(sizes, 4, edge.sets, 64)
+    for name, here in found.groupby("set"):
+        assert set(here["dimension"]) == {expected[name]}
+        assert expected[name] < here["parameters"].iloc[0]
+    exact = rows(store, Probe(subjects=(pretrain(),), analysis=Edge(samples=39)))
+    assert "dimension" not in exact
+    # random directions spread over fewer dimensions: their leading share is larger
+    shares = [table["share/directions/mid"].astype(float).mean() for table in (found, exact)]
+    assert shares[0] > shares[1]
+
+
+def test_sets_too_small_for_the_window_are_refused() -> None:
+    edge = EdgeConfig(every=1, window=10, sets=("all",), sketch=10)
+    with pytest.raises(ValueError, match=r"training.edge.sketch: 10 numbers .* dimensions to the set 'all'"):
+        pretrain(training=TRAINING.model_copy(update={"edge": edge}))
 
 
 def test_modes_at_a_checkpoint(store: Store) -> None:
