@@ -6,6 +6,7 @@ as much a result as whether.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,23 +24,35 @@ FLOOR, CEILING = 0.1, 0.95
 """A cell of C6 speaks when someone gets above the floor and someone stays below the ceiling."""
 LEARNT = 0.5
 """A cell of C7 speaks when either optimizer ends with this much of the rule."""
+CORRECTED = 0.05
+"""A language's verdict needs a Holm-corrected p below this."""
 ONE, OTHER = "muon", "adamw"
 
+COMPLETE = (
+    "Only cells with a number on every seed count (every seed that has a number in any cell), so that every seed's"
+    " number is of the same cells."
+)
+LANGUAGES = (
+    "A language is decided alike from its own cells, but supported or contradicted only when the test that this rests"
+    " on (paired t against 0, or against the smallest effect where the interval lies below that alone) has p below"
+    f" {CORRECTED:g} after Holm's correction over languages. p values of cells are Holm-corrected too."
+)
 RULE_C6 = (
     "Effect: held-out accuracy on the new rule at the end of finetuning, AdamW base finetuned by AdamW minus Muon"
     " base finetuned by Muon, each at the learning rate that is best on the other seeds; mean over numbers of"
     " examples, then over languages, one number a seed. A cell counts when the better mean is at least"
     f" {FLOOR:g} and the worse at most {CEILING:g}. Supported: the {LEVEL:.0%} t interval over paired seeds lies"
     f" above 0 and the effect is at least {SMALLEST_C6:g}. Contradicted: the interval lies below {SMALLEST_C6:g}."
-    " Otherwise, and with fewer than two seeds: inconclusive. p values of cells and of languages are Holm-corrected."
+    " Otherwise, and with fewer than two seeds: inconclusive. " + COMPLETE + " " + LANGUAGES
 )
 RULE_C7 = (
     "Effect: held-out rule accuracy of AdamW minus that of Muon at the moment when rote recall reaches 50% and 90%"
-    " (mean of the levels that both reach), each at its own best learning rate; mean over cells (rule examples,"
-    " rote share), then over languages, one number a seed. A cell counts when the better of both ends with a mean"
-    f" rule accuracy of at least {LEARNT:g}. The same difference is taken at the lowest training loss that both"
-    f" reach. Supported, contradicted or inconclusive as for C6, with {SMALLEST_C7:g} as the smallest effect, when"
-    " both say the same; otherwise inconclusive."
+    " (mean of the levels that both reach on every seed), each at its own best learning rate; mean over cells (rule"
+    " examples, rote share), then over languages, one number a seed. A cell counts when the better of both ends with"
+    f" a mean rule accuracy of at least {LEARNT:g}. The same difference is taken, in the same cells, at the lowest"
+    " training loss that both reach. Supported, contradicted or inconclusive as for C6, with"
+    f" {SMALLEST_C7:g} as the smallest effect, when both readings say the same; otherwise inconclusive. {COMPLETE}"
+    f" {LANGUAGES} A language's readings have to agree too, each corrected by itself."
 )
 
 ARTIFACTS_C7 = (
@@ -52,6 +65,7 @@ CONSTANTS = {
     "floor": FLOOR,
     "ceiling": CEILING,
     "learnt": LEARNT,
+    "corrected": CORRECTED,
 }
 
 
@@ -83,13 +97,14 @@ def _judge_small_data(small: pd.DataFrame) -> Verdict:
     if missing:
         wide = wide.assign(**dict.fromkeys(missing, float("nan")))
     wide["effect"] = wide[same[OTHER]] - wide[same[ONE]]
+    seeds = _seeds(wide, "effect")
     cells, counted = _cells(
-        wide, ["language", "examples"], lambda rows: _speaks(rows[list(same.values())].mean())
+        wide, ["language", "examples"], lambda rows: _speaks(rows, list(same.values()), seeds)
     )
-    effect = _headline("C6", counted)
+    effect = _headline("C6", counted, seeds)
     verdict, reason = decide(effect, SMALLEST_C6)
     smallest = counted[counted["examples"] == counted.groupby("language")["examples"].transform("min")]
-    secondary = [_headline("smallest number of examples that counts", smallest)]
+    secondary = [_headline("smallest number of examples that counts", smallest, seeds)]
     for text, better, worse in (
         ("on the Muon base: finetuned by AdamW minus by Muon", "muon-adamw", "muon-muon"),
         ("on the AdamW base: finetuned by AdamW minus by Muon", "adamw-adamw", "adamw-muon"),
@@ -97,24 +112,29 @@ def _judge_small_data(small: pd.DataFrame) -> Verdict:
         ("finetuned by Muon: AdamW base minus Muon base", "adamw-muon", "muon-muon"),
     ):
         if better in counted and worse in counted:
-            secondary.append(_headline(text, counted.assign(effect=counted[better] - counted[worse])))
+            crossed = counted.assign(effect=counted[better] - counted[worse])
+            secondary.append(_headline(text, crossed, seeds))
     return Verdict(
         "C6",
         "With little data on a new rule, Muon in pretraining and finetuning is worse than AdamW in both.",
         "arXiv 2605.06654; the GSM8K table of arXiv 2502.16982 points the other way",
         verdict, reason, effect, "held-out accuracy, positive: AdamW-AdamW better", RULE_C6,
         cells=cells,
-        groups=_by_language(counted, SMALLEST_C6),
+        groups=_by_language(counted, SMALLEST_C6, seeds),
         secondary=tuple(item for item in secondary if item.n),
         artifacts=("small_data", "small_data.csv"),
-        caveats=tuple(_caveats(wide, counted)),
+        caveats=tuple(_caveats(wide, counted, seeds)),
     )  # fmt: skip
 
 
-def _speaks(means: pd.Series) -> str:
+def _speaks(rows: pd.DataFrame, names: list[str], seeds: Sequence[int]) -> str:
     """Why a cell does not count; nothing when it does."""
+    means = rows[names].mean()
     if means.isna().any():
         return "one of the two is missing"
+    known = rows["effect"].notna().sum()
+    if known < len(seeds):
+        return f"one of the two is missing on {len(seeds) - known} of {len(seeds)} seeds"
     if means.max() < FLOOR:
         return f"neither gets to {FLOOR:g}"
     return f"both are above {CEILING:g}" if means.min() > CEILING else ""
@@ -126,10 +146,10 @@ def _speaks(means: pd.Series) -> str:
 def differences(tendency: pd.DataFrame) -> pd.DataFrame:
     """AdamW against Muon in every cell and seed; signs are such that the claim predicts positive numbers.
 
-    Columns: CELL, seed, effect (rule accuracy at the moments of rote recall, mean of those that both reach, AdamW minus
-    Muon), area (Muon minus AdamW), end (rule accuracy, AdamW minus Muon), best_end (the better one of both at the end,
-    a mean over seeds), sooner (ln of AdamW's over Muon's step of 90% recall), matched (rule accuracy at the lowest
-    training loss that both reach, AdamW minus Muon).
+    Columns: CELL, seed, effect (rule accuracy at the moments of rote recall, mean of those that both reach on every
+    seed, AdamW minus Muon), area (Muon minus AdamW), end (rule accuracy, AdamW minus Muon), best_end (the better one of
+    both at the end, a mean over seeds), sooner (ln of AdamW's over Muon's step of 90% recall), matched (rule accuracy
+    at the lowest training loss that both reach, AdamW minus Muon).
     """
     columns = [*CELL, "seed", "effect", "area", "end", "best_end", "sooner", "matched"]
     traces = curves(tendency)
@@ -141,7 +161,10 @@ def differences(tendency: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     a, m = a.loc[both], m.loc[both]
     out = pd.DataFrame(index=both)
-    out["effect"] = (a[list(AT_RECALL)] - m[list(AT_RECALL)]).mean(axis=1)  # of the levels that both reach
+    at_recall = a[list(AT_RECALL)] - m[list(AT_RECALL)]
+    later = list(AT_RECALL[1:])  # a level that is not reached on every seed is not averaged on any
+    at_recall[later] = at_recall[later].where(at_recall[later].notna().groupby(level=CELL).transform("all"))
+    out["effect"] = at_recall.mean(axis=1)
     out["area"] = m["area"] - a["area"]
     out["end"] = a["rule"] - m["rule"]
     out["sooner"] = np.log1p(a[FITTED[-1]]) - np.log1p(m[FITTED[-1]])
@@ -152,18 +175,36 @@ def differences(tendency: pd.DataFrame) -> pd.DataFrame:
     return out.reset_index()[columns]
 
 
-def _unheard(rows: pd.DataFrame) -> str:
+def _unheard(rows: pd.DataFrame, seeds: Sequence[int]) -> str:
     """Why a cell does not count; nothing when it does."""
     if not rows["best_end"].iloc[0] >= LEARNT:
         return f"neither ends with {LEARNT:g} of the rule"
-    return "" if rows["effect"].notna().any() else "rote recall does not reach 50% in both"
+    if rows["effect"].isna().all():
+        return "rote recall does not reach 50% in both"
+    absent, unread, unmatched = (
+        len(seeds) - len(rows),
+        int(rows["effect"].isna().sum()),
+        int(rows["matched"].isna().sum()),
+    )
+    why = [
+        f"{text} on {count} of {len(seeds)} seeds"
+        for text, count in (
+            ("one of the two is missing", absent),
+            ("rote recall does not reach 50% in both", unread),
+            ("there is no equal training loss", unmatched),
+        )
+        if count > 0
+    ]
+    return "; ".join(why)
 
 
 def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
     found = differences(tables["tendency"])
-    cells, counted = _cells(found, CELL, _unheard)
-    effect = _headline("C7", counted)
-    at_loss = _headline("at matched training loss", counted.assign(effect=counted["matched"]))
+    seeds = _seeds(found, "effect", "matched")
+    cells, counted = _cells(found, CELL, lambda rows: _unheard(rows, seeds))
+    at_loss_rows = counted.assign(effect=counted["matched"])
+    effect = _headline("C7", counted, seeds)
+    at_loss = _headline("at matched training loss", at_loss_rows, seeds)
     verdict, reason = decide(effect, SMALLEST_C7)
     other, reason_at_loss = decide(at_loss, SMALLEST_C7)
     if other != verdict:
@@ -173,14 +214,15 @@ def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
     few, many = (counted[counted["items"] == by_items.transform(end)] for end in ("min", "max"))
     secondary = [
         at_loss,
-        _headline("fewest rule examples of each language", few),
-        _headline("most rule examples of each language", many),
-        _headline(
-            "area between rote and rule curves, Muon minus AdamW", counted.assign(effect=counted["area"])
-        ),
-        _headline("rule accuracy at the end, AdamW minus Muon", counted.assign(effect=counted["end"])),
-        _headline(
-            "rote fitted sooner by Muon, ln of the ratio of steps", counted.assign(effect=counted["sooner"])
+        _headline("fewest rule examples of each language", few, seeds),
+        _headline("most rule examples of each language", many, seeds),
+        *(
+            _headline(text, counted.assign(effect=counted[column]), seeds)
+            for text, column in (
+                ("area between rote and rule curves, Muon minus AdamW", "area"),
+                ("rule accuracy at the end, AdamW minus Muon", "end"),
+                ("rote fitted sooner by Muon, ln of the ratio of steps", "sooner"),
+            )
         ),
         *_of_items(tables),
     ]
@@ -191,10 +233,10 @@ def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
         "arXiv 2605.06654; arXiv 2504.16041 (Muon groks sooner) points the other way",
         verdict, reason, effect, "rule accuracy at rote recall, positive: AdamW has more of the rule", RULE_C7,
         cells=cells,
-        groups=_by_language(counted, SMALLEST_C7),
+        groups=_by_language(counted, SMALLEST_C7, seeds, {"at matched training loss": at_loss_rows}),
         secondary=tuple(item for item in secondary if item.n),
         artifacts=ARTIFACTS_C7,
-        caveats=tuple(_caveats(found, counted)),
+        caveats=tuple(_caveats(found, counted, seeds)),
     )  # fmt: skip
 
 
@@ -245,34 +287,81 @@ def _cells(
     return cells, pd.concat(kept, ignore_index=True) if kept else found.iloc[:0]
 
 
-def _headline(name: str, rows: pd.DataFrame) -> Estimate:
-    """Over seeds: the mean over a language's cells, then over languages."""
-    if rows.empty:
-        return estimate(name, [])
-    return estimate(name, rows.groupby(["language", "seed"])["effect"].mean().groupby("seed").mean())
+def _seeds(found: pd.DataFrame, *columns: str) -> list[int]:
+    """The seeds that have a number in any cell, in every one of ``columns``."""
+    return sorted({int(seed) for seed in found.loc[found[list(columns)].notna().all(axis=1), "seed"]})
 
 
-def _by_language(rows: pd.DataFrame, smallest: float) -> tuple[Estimate, ...]:
-    """One estimate a language, its own verdict in its name."""
+def _by_seed(rows: pd.DataFrame, seeds: Sequence[int]) -> np.ndarray:
+    """The mean of ``effect`` over a language's cells, then over languages, a number a seed; of the cells that have one
+    on every seed. Empty without such a cell."""
+    keys = [name for name in (*CELL, "examples") if name in rows]
     if rows.empty:
-        return ()
+        return np.empty(0)
+    wide = rows.pivot_table(index=keys, columns="seed", values="effect", dropna=False)
+    complete = wide.reindex(columns=list(seeds)).dropna()
+    if complete.empty:
+        return np.empty(0)
+    return complete.groupby(level="language").mean().mean(axis=0).to_numpy(float)
+
+
+def _headline(name: str, rows: pd.DataFrame, seeds: Sequence[int]) -> Estimate:
+    """Over seeds: the mean over a language's cells, then over languages; of the cells complete over seeds."""
+    return estimate(name, _by_seed(rows, seeds))
+
+
+def _by_language(
+    rows: pd.DataFrame,
+    smallest: float,
+    seeds: Sequence[int],
+    others: Mapping[str, pd.DataFrame] | None = None,
+) -> tuple[Estimate, ...]:
+    """Estimates of each language, under every reading, its verdict in the name of the first.
+
+    Verdicts are corrected over languages, and ``others`` (name -> the same rows under another reading) have to say the
+    same.
+    """
+    languages = sorted(set(rows["language"]))
+    readings = {"": rows, **(others or {})}
+    found, verdicts = {}, {}
+    for name, read in readings.items():
+        values = [_by_seed(read[read["language"] == language], seeds) for language in languages]
+        found[name] = with_holm([estimate("", one) for one in values])
+        below = with_holm([estimate("", one - smallest) for one in values])
+        verdicts[name] = [
+            _corrected(item, against, smallest) for item, against in zip(found[name], below, strict=True)
+        ]
     out = []
-    for language, mine in rows.groupby("language"):
-        item = _headline("", mine)
-        out.append(_headline(f"language: {language} ({decide(item, smallest)[0]})", mine))
-    return tuple(with_holm(out))
+    for place, language in enumerate(languages):
+        said = {name: told[place] for name, told in verdicts.items()}
+        verdict = said[""] if len(set(said.values())) == 1 else "inconclusive"
+        for name, items in found.items():
+            text = (
+                f"language: {language}, {name} (there {said[name]})"
+                if name
+                else f"language: {language} ({verdict})"
+            )
+            out.append(replace(items[place], name=text))
+    return tuple(out)
 
 
-def _caveats(found: pd.DataFrame, counted: pd.DataFrame) -> Sequence[str]:
+def _corrected(item: Estimate, against: Estimate, smallest: float) -> str:
+    """The verdict of one among several; ``against``: the estimate less ``smallest``. Both have corrected p values."""
+    verdict, _ = decide(item, smallest)
+    test = item if verdict == "supported" or item.high < 0 else against
+    return verdict if verdict == "inconclusive" or test.p_holm < CORRECTED else "inconclusive"
+
+
+def _caveats(found: pd.DataFrame, counted: pd.DataFrame, seeds: Sequence[int]) -> Sequence[str]:
     if counted.empty:
         return ["no cell counts"]
     notes = []
-    n = counted.dropna(subset="effect")["seed"].nunique()
+    n = len(seeds)
     if n < 5:
         notes.append(f"{n} paired seed{'' if n == 1 else 's'}: fewer than the 5 a headline asks for")
-    missing = int(counted["effect"].isna().sum())
-    if missing:
-        notes.append(f"{missing} of {len(counted)} comparisons that count have no number")
+    without = sorted(set(found["seed"]) - set(seeds))
+    if without:
+        notes.append(f"no comparison has a number on seed {', '.join(map(str, without))}")
     if len(counted) < len(found):
         notes.append(
             f"{len(found) - len(counted)} of {len(found)} comparisons are of cells that do not count"

@@ -81,6 +81,69 @@ def test_c6_without_a_pairing_or_with_one_seed_stays_open(generator) -> None:
     assert not any(cell.counted for cell in without.cells)
 
 
+def with_effects(table: pd.DataFrame, effects: dict[str, list[float]]) -> pd.DataFrame:
+    """The table with exactly these differences AdamW-AdamW minus Muon-Muon at 64 examples (language -> by seed)."""
+    table = table.copy()
+    here = table["chosen"] & (table["examples"] == 64)
+    for language, values in effects.items():
+        for seed, value in enumerate(values):
+            mine = here & (table["language"] == language) & (table["seed"] == seed)
+            for name, sign in (("adamw", 1), ("muon", -1)):
+                pair = mine & (table["base"] == name) & (table["arm"] == name)
+                table.loc[pair, "accuracy"] = 0.5 + sign * value / 2
+    return table
+
+
+def test_a_language_is_decided_after_correction_over_languages(generator) -> None:
+    """p is 0.040 by itself, and 0.079 as the smaller one of two."""
+    effects = {"new-rule": [0.05, 0.05, 0.15, 0.15], "other-rule": [-0.2, 0.3, -0.3, 0.2]}
+    names = tuple(effects)
+    alone = verdict_c6(with_effects(small_data(PAIRS, generator), {"new-rule": effects["new-rule"]}))
+    assert [item.name for item in alone.groups] == ["language: new-rule (supported)"]
+    found = verdict_c6(with_effects(small_data(PAIRS, generator, languages=names), effects))
+    assert found.groups[0].low > 0
+    assert found.groups[0].p < 0.05 < found.groups[0].p_holm
+    assert [item.name for item in found.groups] == [f"language: {name} (inconclusive)" for name in names]
+    assert "Holm's correction over languages" in found.rule
+
+
+def test_a_language_without_an_effect_is_contradicted_by_its_test_against_the_smallest(generator) -> None:
+    nothing = [-0.001, 0.002, -0.002, 0.001]
+    table = small_data(PAIRS, generator, languages=("new-rule", "other-rule"))
+    found = verdict_c6(with_effects(table, {"new-rule": nothing, "other-rule": nothing}))
+    assert found.groups[0].p_holm > 0.9
+    assert {item.name for item in found.groups} == {
+        f"language: {name} (contradicted)" for name in ("new-rule", "other-rule")
+    }
+    # each interval lies below 0.02 (p against it is 0.040), but not once two are corrected for
+    barely = [0.02 - value / 10 for value in (0.05, 0.05, 0.15, 0.15)]
+    found = verdict_c6(with_effects(table, {"new-rule": barely, "other-rule": barely}))
+    assert found.groups[0].high < 0.02
+    assert found.groups[0].p_holm > 0.05
+    assert {item.name for item in found.groups} == {
+        f"language: {name} (inconclusive)" for name in ("new-rule", "other-rule")
+    }
+
+
+def test_c6_is_of_cells_that_are_complete_over_seeds(generator) -> None:
+    table = small_data(PAIRS, generator, languages=("new-rule", "other-rule"))
+    exact = {"new-rule": [0.18, 0.2, 0.2, 0.22], "other-rule": [0.4, 0.4, 0.41, 0.39]}
+    table = with_effects(table, exact)
+    muon = (table["base"] == "muon") & (table["arm"] == "muon") & (table["seed"] == 3)
+    one = verdict_c6(table[~(muon & (table["examples"] == 64) & (table["language"] == "other-rule"))])
+    assert (one.effect.n, one.effect.effect) == (4, pytest.approx(0.2))
+    assert [item.name for item in one.groups] == ["language: new-rule (supported)"]
+    whys = {(cell.labels["language"], cell.labels["examples"]): cell.why for cell in one.cells}
+    assert whys["other-rule", "64"] == "one of the two is missing on 1 of 4 seeds"
+    assert "complete" in one.rule or "number on every seed" in one.rule
+    # a seed that has nothing at all is left out of every cell alike
+    none = verdict_c6(
+        table[table["seed"] != 3].pipe(lambda t: pd.concat([t, table[(table["seed"] == 3) & ~muon]]))
+    )
+    assert (none.effect.n, none.effect.effect) == (3, pytest.approx((0.58 / 3 + 1.21 / 3) / 2))
+    assert "no comparison has a number on seed 3" in none.caveats
+
+
 def test_a_rate_that_was_not_chosen_does_not_count(generator) -> None:
     table = small_data(PAIRS, generator)
     table.loc[~table["chosen"], "accuracy"] = 1.0
@@ -159,6 +222,27 @@ def test_c7_needs_both_readings_to_agree(generator) -> None:
     assert found.verdict == "inconclusive"
     assert "at own best rates supported" in found.reason
     assert "at matched loss contradicted" in found.reason
+    assert [item.name for item in found.groups] == [
+        "language: cipher (inconclusive)",
+        "language: cipher, at matched training loss (there contradicted)",
+    ]
+
+
+def test_c7_is_of_cells_and_levels_that_are_complete_over_seeds(generator) -> None:
+    table = tendency_table({"adamw": 0.9, "muon": 0.6}, generator)
+    rote = (table["optimizer"] == "muon") & (table["seed"] == 2) & (table["goal"] == "rote")
+    # the larger cell: no moment of recall on one seed; the smaller: none of 90% recall
+    table.loc[rote & (table["items"] == 400), "accuracy"] *= 0.4
+    table.loc[rote & (table["items"] == 50), "accuracy"] = table["accuracy"].clip(upper=0.8)
+    found = verdict_c7(table)
+    assert {cell.labels["items"]: cell.why for cell in found.cells} == {
+        "50": "",
+        "400": "rote recall does not reach 50% in both on 1 of 3 seeds",
+    }
+    assert (found.effect.n, found.effect.effect) == (3, pytest.approx(0.5 * 0.3, abs=0.01))
+    missing = table[~((table["optimizer"] == "adamw") & (table["seed"] == 1) & (table["items"] == 400))]
+    why = verdict_c7(missing).cells[1].why
+    assert why.startswith("one of the two is missing on 1 of 3 seeds; rote recall does not")
 
 
 def test_c7_tells_of_single_items_too(generator) -> None:
