@@ -13,7 +13,7 @@ from synthlm.config import InputError
 from synthlm.demo import figure
 from synthlm.demo.lesson import Frame, Lesson
 from synthlm.demo.screen import view
-from synthlm.engines.inline import one_thread
+from synthlm.engines.batch import one_thread
 from synthlm.figures import style
 from synthlm.progress import duration
 from synthlm.store import check_writable

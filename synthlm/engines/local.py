@@ -17,12 +17,8 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from synthlm.engines import OnStep, Outcome, Workload, ignore_step
+from synthlm.engines.batch import ONE_THREAD, last_words
 from synthlm.store import Store
-
-# torch reads these when it is imported
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-LAST_WORDS = 2000
-"""Characters of a dead worker's stderr that go into its message."""
 
 
 class _Worker:
@@ -60,9 +56,7 @@ class _Worker:
     def obituary(self) -> tuple[str, str]:
         """Why it ended, in one line, and the end of its stderr."""
         code = self.process.wait()
-        self.stderr.seek(0, os.SEEK_END)
-        self.stderr.seek(max(0, self.stderr.tell() - LAST_WORDS))
-        words = self.stderr.read().decode(errors="replace").strip()
+        words = last_words(self.stderr)
         if code == -signal.SIGKILL:
             return "the worker process was killed (signal 9; out of memory, or by hand)", words
         if code < 0:
@@ -126,11 +120,12 @@ class LocalEngine:
         events, closed = worker.events()
         ended = []
         for event in events:
-            if event["event"] == "step":
+            kind = event.pop("event")
+            if kind == "step":
                 self.on_step(event["batch"], event["step"], event["total"])
-            elif event["event"] == "end":
+            elif kind == "end":
                 worker.batch = None
-                ended.append(Outcome(event["batch"], event["seconds"], event["error"], event["traceback"]))
+                ended.append(Outcome(**event))
         if closed:
             if worker.batch is not None:
                 error, words = worker.obituary()

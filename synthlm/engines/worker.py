@@ -2,7 +2,7 @@
 
     in   {"batch": 3, "jobs": ["<job as JSON>", ...]}
     out  {"event": "step", "batch": 3, "step": 10, "total": 100}
-         {"event": "end", "batch": 3, "seconds": 1.5, "error": null, "traceback": ""}
+         {"event": "end", "batch": 3, "seconds": 1.5, "error": null, "traceback": "", "died": false}
 
 Results go to the store, never through the pipe. The process ends at once when stdin closes, so that workers
 do not outlive the process that started them, however it ended.
@@ -15,8 +15,7 @@ import queue
 import signal
 import sys
 import threading
-import time
-import traceback
+from dataclasses import asdict
 from typing import Any, TextIO
 
 STEP_SECONDS = 0.25
@@ -47,23 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _serve(request: dict[str, Any], workload: Any, store: Any, device: str, events: TextIO) -> None:
-    batch, start, sent = request["batch"], time.monotonic(), 0.0
+    from synthlm.engines.batch import at_most_every, run
 
-    def on_step(step: int, total: int) -> None:
-        nonlocal sent
-        now = time.monotonic()
-        if now - sent >= STEP_SECONDS:
-            sent = now
-            _send(events, event="step", batch=batch, step=step, total=total)
+    def on_step(batch: int, step: int, total: int) -> None:
+        _send(events, event="step", batch=batch, step=step, total=total)
 
-    error, trace = None, ""
-    try:
-        decode, run = workload.decoder(), workload.runner()
-        run([decode(text) for text in request["jobs"]], store, device, on_step)
-    except BaseException as problem:  # a job that calls sys.exit must not end the worker either
-        error, trace = f"{type(problem).__name__}: {problem}", traceback.format_exc()
-    seconds = time.monotonic() - start
-    _send(events, event="end", batch=batch, seconds=seconds, error=error, traceback=trace)
+    told = at_most_every(STEP_SECONDS, on_step)
+    outcome = run(request["batch"], request["jobs"], store, device, workload, told)
+    _send(events, event="end", **asdict(outcome))
 
 
 def _private_stdout() -> TextIO:
