@@ -58,9 +58,27 @@ def run_grid(
     seeds: Annotated[int | None, typer.Option(help="Number of seeds, instead of the grid's.")] = None,
     device: DeviceOption = "auto",
     workers: Annotated[
-        int | None, typer.Option(help="Processes.", show_default="usable cores; 1 on a GPU")
+        int | None,
+        typer.Option(
+            help="Batches at once.", show_default="usable cores, 1 on a GPU; slurm: 64, 4; ray: all there are"
+        ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="local (worker processes) or inline (this process).")] = "local",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local (worker processes), inline (this process), slurm or ray (more than one machine; "
+            "--device cuda must be asked for)."
+        ),
+    ] = "local",
+    engine_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine-set",
+            metavar="NAME=VALUE",
+            help="May be repeated. slurm: partition, account, qos, constraint, time (minutes), memory (GB), cpus, "
+            "gpus, setup, sbatch.FLAG, cluster=local (no Slurm, to try it out); ray: address.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count jobs, time and disk; train nothing.")
     ] = False,
@@ -71,26 +89,29 @@ def run_grid(
     synthlm run-grid laptop --dry-run
     synthlm run-grid laptop --seeds 5 --out results/five-seeds
     synthlm run-grid my-study.toml --workers 1
+    synthlm run-grid paper --engine slurm --device cuda --engine-set partition=gpu --engine-set time=120
 
     It can be killed at any time; the same command goes on where it was. Exit code 0: all done; 1: some jobs
     failed (the rest is done); 2: something in the command or the grid is wrong.
     """
-    from synthlm import driver, experiments
+    from synthlm import driver, experiments, options
     from synthlm import figures as drawings
     from synthlm.engines import make_engine, resolve_device
     from synthlm.store import Store, check_writable
 
-    where = resolve_device(device)
+    where = resolve_device(device, engine)
     chosen = None if figures is None else [name.strip() for name in figures.split(",") if name.strip()]
     settings = experiments.load_grid(grid, seeds, chosen)
     only = (
         drawings.studies(settings.figures) if settings.figures else None
     )  # an unknown figure is refused here
     study, kept = experiments.Suite(settings, only), Store(store)
-    pool = make_engine(engine, kept, where, workers)
+    of_engine = options.assignments(engine_set or [], "engine-set")
+    pool = make_engine(engine, kept, where, workers, settings=of_engine)
     if dry_run:
         from synthlm.estimate import estimate
 
+        pool.close()
         typer.echo(estimate(study, kept, where, pool.workers).text())
         return
     from synthlm import report

@@ -16,12 +16,15 @@ GUESS_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Estimate:
-    """``kinds``: kind -> (cached, to run). ``rate``: FLOP/s of one worker, ``recorded`` if from past jobs."""
+    """``kinds``: kind -> (cached, to run). ``rate``: FLOP/s of one worker, ``recorded`` if from past jobs.
+
+    Without past jobs, what a GPU on other machines does is not known: ``seconds`` and ``rate`` are None.
+    """
 
     kinds: dict[str, tuple[int, int]]
-    seconds: float
+    seconds: float | None
     disk: int
-    rate: float
+    rate: float | None
     recorded: bool
     workers: int
 
@@ -32,12 +35,16 @@ class Estimate:
             f"{kind:<12}{cached:>8}{missing:>8}" for kind, (cached, missing) in sorted(self.kinds.items())
         ]
         source = "as in past jobs of this store" if self.recorded else "a guess from a short matrix product"
-        rows += [
-            "",
-            f"time   about {duration(self.seconds)} with {self.workers} worker(s) at "
-            f"{self.rate / 1e9:.1f} GFLOP/s each ({source})",
-            f"disk   about {size(self.disk)}",
-        ]
+        if self.seconds is None or self.rate is None:
+            time_taken = (
+                "not known: there is no GPU on this machine to measure, and no past job in this store"
+            )
+        else:
+            time_taken = (
+                f"about {duration(self.seconds)} with {self.workers} worker(s) at "
+                f"{self.rate / 1e9:.1f} GFLOP/s each ({source})"
+            )
+        rows += ["", f"time   {time_taken}", f"disk   about {size(self.disk)}"]
         if any(missing for _, missing in self.kinds.values()):
             rows.append("These are the jobs known now; later stages depend on their results and come on top.")
         return "\n".join(rows)
@@ -66,8 +73,17 @@ def estimate(study: Study, store: Store, device: str, workers: int) -> Estimate:
             past_flops += job.cost
             past_seconds += manifest["seconds"]
     recorded = past_seconds > 0
-    rate = past_flops / past_seconds if recorded else GUESS_SHARE * matmul_rate(device)
-    return Estimate(kinds, flops / rate / workers, disk, rate, recorded, workers)
+    rate = past_flops / past_seconds if recorded else _guess(device)
+    seconds = None if rate is None else flops / rate / workers
+    return Estimate(kinds, seconds, disk, rate, recorded, workers)
+
+
+def _guess(device: str) -> float | None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    return GUESS_SHARE * matmul_rate(device)
 
 
 def matmul_rate(device: str, seconds: float = 0.1) -> float:

@@ -18,7 +18,7 @@ AUX = {"name": "adamw", "lr": 0.003}
 """What moves embeddings, head and gains in pretraining."""
 
 
-def assignments(settings: Sequence[str]) -> dict[str, Any]:
+def assignments(settings: Sequence[str], option: str = "set") -> dict[str, Any]:
     """``["model.width=64", "language.label=new"]`` as a nested dict; values are TOML, else text.
 
     Raises:
@@ -28,7 +28,7 @@ def assignments(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not all(path.split(".")):
-            raise InputError(f"set: {setting!r} should be PATH=VALUE, such as model.width=64")
+            raise InputError(f"{option}: {setting!r} should be PATH=VALUE, such as model.width=64")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -38,7 +38,7 @@ def assignments(settings: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise InputError(f"set: {setting!r} contradicts an earlier setting of {parent!r}")
+                raise InputError(f"{option}: {setting!r} contradicts an earlier setting of {parent!r}")
         place[name] = value
     return nested
 

@@ -5,6 +5,7 @@
     ROOT/failed/KEY.json   the job, its error and traceback; never served as a result
     ROOT/damaged/       entries that no longer match their checksums, with the reason
     ROOT/tmp/           entries being written
+    ROOT/batches/       notes and logs of batches out on other machines
 
 An entry is written aside and renamed into place, so it is there whole or not at all; ``done.json`` holds the
 size and sha256 of every file, so damage done later is seen when a file is read.

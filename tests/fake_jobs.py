@@ -1,4 +1,5 @@
-"""Jobs that train nothing, for the tests of store, planner, engines and driver; workers import them too.
+"""Jobs that train nothing, for the tests of store, planner, engines and driver; workers import them too. And what
+those tests need to watch them.
 
 What a run does is written to ``STORE/log.txt``, a line ``EVENT NAME PID`` each.
 """
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from synthlm.config import Config, canonical_json
-from synthlm.engines import Workload
+from synthlm.engines import Engine, Outcome, Workload, make_engine
 from synthlm.store import Store
 
 WORKLOAD = Workload("fake_jobs:decode", "fake_jobs:run_batch")
+TRIAL = {"slurm": {"cluster": "local"}}
+"""Settings with which an engine of several machines runs on this one alone."""
 
 
 class FakeJob(Config):
@@ -139,3 +142,40 @@ class FakeStudy:
 
         rows = [(job.name, results(job).metrics["loss"][-1]) for job in self.jobs(results) if results(job)]
         return {"fake": pd.DataFrame(rows, columns=["name", "loss"])}
+
+
+def engine_of(name: str, store: Store, workers: int = 2) -> Engine:
+    """An engine for fake jobs on this machine; the test is skipped where its package is missing."""
+    if name == "ray":
+        import pytest
+
+        pytest.importorskip("ray")
+    return make_engine(name, store, "cpu", workers, WORKLOAD, TRIAL.get(name))
+
+
+def wait_all(engine: Engine, count: int, seconds: float = 120.0) -> dict[int, Outcome]:
+    ended: dict[int, Outcome] = {}
+    deadline = time.monotonic() + seconds
+    while len(ended) < count:
+        assert time.monotonic() < deadline, f"only {ended}"
+        ended |= {outcome.batch: outcome for outcome in engine.wait(1.0)}
+    return ended
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def started(root: Path, name: str) -> list[int]:
+    return [pid for event, found, pid in read_log(root) if event == "start" and found == name]

@@ -1,19 +1,21 @@
 """Where jobs run. An engine takes batches of jobs and tells how each ended; results go through the store.
 
-A :class:`Workload` names the code that reads and runs jobs by import path, so that a worker process, which
-gets only JSON, imports the same.
+A :class:`Workload` names the code that reads and runs jobs by import path, so that a worker process, here or on
+another machine, which gets only JSON, imports the same.
 """
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from synthlm.config import InputError, choose
+from synthlm.config import InputError, choose, parse
 from synthlm.store import Store
 
-ENGINES = ("local", "inline")
+ENGINES = ("local", "inline", "slurm", "ray")
+REMOTE = ("slurm", "ray")
+"""Engines of more than one machine; they have settings."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -76,15 +78,18 @@ class Engine(Protocol):
         ...
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, engine: str = "local") -> str:
     """``auto``, ``cpu`` or ``cuda`` -> the device there is.
+
+    What this machine has says nothing about others: for an engine of several machines ``auto`` is the CPU, and
+    ``cuda`` is taken at its word.
 
     Raises:
         InputError: for another name, or ``cuda`` where there is none.
     """
     choose("device", device, list(DEVICES))
-    if device == "cpu":
-        return device
+    if device == "cpu" or engine in REMOTE:
+        return "cuda" if device == "cuda" else "cpu"
     import torch  # slow to import, and not needed on the CPU
 
     if torch.cuda.is_available():
@@ -102,25 +107,51 @@ def usable_cores() -> int:
 
 
 def make_engine(
-    name: str, store: Store, device: str, workers: int | None = None, workload: Workload | None = None
+    name: str,
+    store: Store,
+    device: str,
+    workers: int | None = None,
+    workload: Workload | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """The engine of that name. ``workers`` defaults to the usable cores on the CPU and to 1 on a GPU.
+    """The engine of that name.
+
+    Args:
+        workers: batches at once; by default the usable cores on the CPU and 1 on a GPU. On several machines, see
+            the engines' settings.
+        settings: of an engine of several machines, ``SlurmSettings`` or ``RaySettings``.
 
     Raises:
-        InputError: for an unknown name or fewer than one worker.
+        InputError: for an unknown name, fewer than one worker, wrong settings, or an engine whose package is not
+            installed or whose cluster cannot be reached.
     """
     choose("engine", name, list(ENGINES))
     if workers is not None and workers < 1:
         raise InputError(f"workers: {workers} should be at least 1")
     workload = workload or Workload()
+    given = settings or {}
+    if name == "slurm":
+        from synthlm.engines.slurm import SlurmEngine, SlurmSettings
+
+        return SlurmEngine(store, device, workers, workload, parse(SlurmSettings, given, "engine-set"))
+    if name == "ray":
+        from synthlm.engines.ray import RayEngine, RaySettings
+
+        return RayEngine(store, device, workers, workload, parse(RaySettings, given, "engine-set"))
+    if given:
+        raise InputError(f"engine-set: engine {name!r} has no settings; {' and '.join(REMOTE)} have")
     if name == "inline":
         from synthlm.engines.inline import InlineEngine
 
         return InlineEngine(store, device, workload)
     from synthlm.engines.local import LocalEngine
 
-    default = usable_cores() if device == "cpu" else 1
-    return LocalEngine(store, device, workers or default, workload)
+    return LocalEngine(store, device, workers or default_workers(device), workload)
+
+
+def default_workers(device: str) -> int:
+    """Batches at once on one machine: one a core, one on a GPU."""
+    return usable_cores() if device == "cpu" else 1
 
 
 def _imported(path: str) -> Any:

@@ -210,6 +210,39 @@ def test_a_stored_config_can_be_run_elsewhere_base_and_all(run: Run, tmp_path: P
         assert other.weights(name).read_bytes() == store.weights(name).read_bytes()
 
 
+@pytest.mark.parametrize("engine", ["local", "slurm", "ray"])
+def test_every_engine_gives_the_same_bytes(run: Run, grid: str, tmp_path: Path, engine: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    trial = ["--engine-set", "cluster=local"] if engine == "slurm" else []
+    for name, words in (("inline", []), (engine, [*trial, "--workers", "2"])):
+        command = ["run-grid", grid, "--device", "cpu", "--engine", name, *words]
+        code, _, err = run(*command, "--store", f"store-{name}", "--out", f"out-{name}")
+        assert code == 0, err
+    one, other = Store(tmp_path / "store-inline"), Store(tmp_path / f"store-{engine}")
+    assert one.keys() == other.keys()
+    for key in one.keys():  # noqa: SIM118 (a method of the store)
+        for name in ("final.safetensors", "metrics.json"):
+            assert (one.folder(key) / name).read_bytes() == (other.folder(key) / name).read_bytes()
+    tables = sorted(
+        path.relative_to(tmp_path / "out-inline") for path in (tmp_path / "out-inline").rglob("*.csv")
+    )
+    assert tables
+    for table in tables:
+        assert (tmp_path / "out-inline" / table).read_bytes() == (
+            tmp_path / f"out-{engine}" / table
+        ).read_bytes()
+
+
+def test_the_help_names_every_setting_of_an_engine(run: Run) -> None:
+    from synthlm.engines.ray import RaySettings
+    from synthlm.engines.slurm import SlurmSettings
+
+    _, out, _ = run("run-grid", "--help")
+    for name in (*SlurmSettings.model_fields, *RaySettings.model_fields):
+        assert name in out
+
+
 def test_tasks(run: Run) -> None:
     code, out, _ = run("tasks")
     assert code == 0
@@ -221,10 +254,23 @@ def test_tasks(run: Run) -> None:
     assert out.count("<facts>") == 2
 
 
+SLURM = ["run-grid", "GRID", "--engine", "slurm", "--engine-set", "cluster=local"]
 REFUSED = [
     (["run-grid", "lapto"], "did you mean 'laptop'?"),
     (["run-grid", "GRID", "--device", "gpu"], "device: 'gpu' is not one of auto, cpu, cuda"),
-    (["run-grid", "GRID", "--device", "cpu", "--engine", "ray"], "engine: 'ray' is not one of local, inline"),
+    (
+        ["run-grid", "GRID", "--engine", "slrum"],
+        "not one of local, inline, slurm, ray (did you mean 'slurm'?)",
+    ),
+    (["run-grid", "GRID", "--engine-set", "time=3"], "engine-set: engine 'local' has no settings"),
+    ([*SLURM, "--engine-set", "time"], "engine-set: 'time' should be PATH=VALUE"),
+    (
+        [*SLURM, "--engine-set", "patrition=gpu"],
+        "engine-set: patrition: unknown field (did you mean 'partition'?)",
+    ),
+    ([*SLURM, "--engine-set", "time=soon"], "engine-set: time: 'soon' should be"),
+    ([*SLURM, "--engine-set", "sbatch.array=1-3"], "sbatch: array is set by the engine itself"),
+    ([*SLURM, "--engine-set", "gpus=1"], "engine-set.gpus: 1, but the device is the CPU; add --device cuda"),
     (["run-grid", "GRID", "--device", "cpu", "--workers", "0"], "workers: 0"),
     (["run-grid", "GRID", "--device", "cpu", "--figures", "frontie"], "did you mean 'frontier'?"),
     (["run-grid", "GRID", "--device", "cpu", "--seeds", "0"], "seeds: 0"),

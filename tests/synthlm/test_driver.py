@@ -1,6 +1,7 @@
 """The driver: everything that can be done is done, once; failures and deaths cost nothing but themselves."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fake_jobs import WORKLOAD, FakeJob, FakeStudy, read_log, write_entry
+from fake_jobs import WORKLOAD, FakeJob, FakeStudy, engine_of, read_log, write_entry
 
 from synthlm import driver
 from synthlm.engines import Outcome, ignore_step, make_engine
@@ -43,7 +44,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(study: FakeStudy, store: Store, engine: str = "inline", workers: int = 2) -> driver.Summary:
-    pool = make_engine(engine, store, "cpu", workers, WORKLOAD)
+    pool = engine_of(engine, store, workers)
     try:
         return driver.run(study, store, pool, Notes())
     finally:
@@ -115,14 +116,15 @@ def test_a_job_that_ends_without_a_result_has_failed(store: Store) -> None:
     assert summary.failures[0].error == "the job ended without a result"
 
 
-def test_deaths_of_workers_are_survived(store: Store) -> None:
+@pytest.mark.parametrize("engine", ["local", "slurm", "ray"])
+def test_deaths_of_workers_are_survived(store: Store, engine: str) -> None:
     jobs = [FakeJob(name=str(i), width_hint=4) for i in range(4)]
     once = FakeJob(name="once", behaviour="kill-once")
     always = FakeJob(name="always", behaviour="kill", width_hint=4)
-    summary = run(FakeStudy([*jobs, always, once]), store, "local")
+    summary = run(FakeStudy([*jobs, always, once]), store, engine)
     assert summary.trained == 5
     assert [failure.label for failure in summary.failures] == ["fake always"]
-    assert "signal 9" in summary.failures[0].error
+    assert re.search("signal 9|ended without a result|WorkerCrashed", summary.failures[0].error)
 
 
 def test_a_parent_found_damaged_is_done_again(store: Store) -> None:
@@ -312,3 +314,12 @@ def test_the_estimate_measures_where_nothing_is_recorded(store: Store) -> None:
     assert not found.recorded
     assert 1e8 < found.rate < 1e13
     assert found.seconds == pytest.approx(1e9 / found.rate)
+
+
+def test_the_estimate_does_not_guess_at_a_gpu_elsewhere(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = estimate(FakeStudy([FakeJob(name="x")]), store, "cuda", 4)
+    assert found.seconds is None
+    assert "time   not known" in found.text()

@@ -1,18 +1,18 @@
-"""Engines: batches end well or tell why, in this process and in workers that may die."""
+"""Engines: batches end well or tell why, in this process, in workers that may die, and through schedulers."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_jobs import WORKLOAD, FakeJob, read_log
+from fake_jobs import WORKLOAD, FakeJob, alive, engine_of, read_log, started, until, wait_all
 
 from synthlm.config import InputError
-from synthlm.engines import Engine, Outcome, make_engine, resolve_device, usable_cores
+from synthlm.engines import Engine, make_engine, resolve_device, usable_cores
 from synthlm.store import Store
 
 
@@ -21,46 +21,18 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-@pytest.fixture(params=["inline", "local"])
+@pytest.fixture(params=["inline", "local", "slurm", "ray"])
 def engine(request: pytest.FixtureRequest, store: Store) -> Iterator[Engine]:
-    engine = make_engine(request.param, store, "cpu", 2, WORKLOAD)
+    engine = engine_of(request.param, store)
     yield engine
     engine.close()
 
 
-@pytest.fixture
-def pool(store: Store) -> Iterator[Engine]:
-    engine = make_engine("local", store, "cpu", 2, WORKLOAD)
+@pytest.fixture(params=["local", "slurm", "ray"])
+def pool(request: pytest.FixtureRequest, store: Store) -> Iterator[Engine]:
+    engine = engine_of(request.param, store)
     yield engine
     engine.close()
-
-
-def wait_all(engine: Engine, count: int, seconds: float = 60.0) -> dict[int, Outcome]:
-    ended: dict[int, Outcome] = {}
-    deadline = time.monotonic() + seconds
-    while len(ended) < count:
-        assert time.monotonic() < deadline, f"only {ended}"
-        ended |= {outcome.batch: outcome for outcome in engine.wait(1.0)}
-    return ended
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def started(root: Path, name: str) -> list[int]:
-    return [pid for event, found, pid in read_log(root) if event == "start" and found == name]
 
 
 def test_a_batch_is_run_and_its_steps_are_told(engine: Engine, store: Store) -> None:
@@ -83,6 +55,8 @@ def test_an_error_is_told_and_the_engine_goes_on(engine: Engine, store: Store) -
     assert outcome.error == "ArithmeticError: bad does not work"
     assert "behave(job, store)" in outcome.traceback
     assert not outcome.died
+    engine.submit(3, [FakeJob(name="exit", behaviour="exit")])
+    assert wait_all(engine, 1)[3].error == "SystemExit: 3"
     engine.submit(2, [FakeJob(name="good")])
     assert wait_all(engine, 1)[2].error is None
 
@@ -91,17 +65,19 @@ def test_wait_returns_when_there_is_nothing(engine: Engine) -> None:
     assert engine.wait(0.01) == []
 
 
-def test_a_job_that_exits_ends_no_worker(pool: Engine, store: Store) -> None:
+def test_a_job_that_exits_ends_no_worker(store: Store) -> None:
+    pool = engine_of("local", store)
     pool.submit(1, [FakeJob(name="exit", behaviour="exit")])
     assert wait_all(pool, 1)[1].error == "SystemExit: 3"
     pool.submit(2, [FakeJob(name="good")])
     wait_all(pool, 1)
+    pool.close()
     assert started(store.root, "good") == started(store.root, "exit"), "the same process serves both"
 
 
 def test_batches_run_side_by_side_in_processes_of_their_own(pool: Engine, store: Store) -> None:
     for number in (1, 2):
-        pool.submit(number, [FakeJob(name=str(number), seconds=0.5)])
+        pool.submit(number, [FakeJob(name=str(number), seconds=3.0)])
     with pytest.raises(ValueError, match="busy"):
         pool.submit(3, [FakeJob(name="3")])
     assert all(outcome.error is None for outcome in wait_all(pool, 2).values())
@@ -115,11 +91,12 @@ def test_batches_run_side_by_side_in_processes_of_their_own(pool: Engine, store:
 def test_a_killed_worker_fails_its_batch_and_is_replaced(pool: Engine, store: Store) -> None:
     pool.submit(1, [FakeJob(name="victim", seconds=60.0)])
     pool.submit(2, [FakeJob(name="bystander", seconds=0.5)])
+    ended = {outcome.batch: outcome for outcome in pool.wait(0.01)}
     until(lambda: bool(started(store.root, "victim")))
     os.kill(started(store.root, "victim")[0], signal.SIGKILL)
-    ended = wait_all(pool, 2)
+    ended |= wait_all(pool, 2 - len(ended))
     assert ended[1].died
-    assert "signal 9" in (ended[1].error or "")
+    assert re.search("signal 9|ended without a result|WorkerCrashed", ended[1].error or "")
     assert ended[2].error is None
     pool.submit(3, [FakeJob(name="next")])
     pool.submit(4, [FakeJob(name="after")])
@@ -137,12 +114,31 @@ def test_a_worker_that_cannot_start_says_why(store: Store) -> None:
         pool.close()
 
 
-def test_closing_ends_busy_workers(store: Store) -> None:
-    pool = make_engine("local", store, "cpu", 1, WORKLOAD)
+@pytest.mark.parametrize("name", ["local", "slurm", "ray"])
+def test_closing_ends_busy_workers_and_leaves_nothing(name: str, store: Store) -> None:
+    pool = engine_of(name, store)
     pool.submit(1, [FakeJob(name="long", seconds=60.0)])
+    pool.wait(0.01)
     until(lambda: bool(started(store.root, "long")))
     pool.close()
-    assert not alive(started(store.root, "long")[0])
+    until(lambda: not alive(started(store.root, "long")[0]))
+    assert not list(store.root.glob("batches/*"))
+
+
+@pytest.mark.parametrize("name", ["slurm", "ray"])
+def test_a_store_that_another_machine_does_not_see_is_an_error(name: str, store: Store) -> None:
+    pool = engine_of(name, store)
+    (store.root / "jobs").rmdir()
+    pool.submit(1, [FakeJob(name="a")])
+    assert "is not a store" in (wait_all(pool, 1)[1].error or "")
+    pool.close()
+
+
+def test_the_packages_of_engines_are_asked_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, package in (("slurm", "submitit"), ("ray", "ray")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(InputError, match=rf"needs the package {package}.*pip install -e '\.\[{name}\]'"):
+            make_engine(name, store, "cpu")
 
 
 def test_workers_do_not_outlive_a_killed_parent(store: Store) -> None:
@@ -196,6 +192,8 @@ def test_defaults_and_bad_input(store: Store) -> None:
         make_engine("local", store, "cpu", 0)
     with pytest.raises(InputError, match="did you mean 'cuda'"):
         resolve_device("cuda:0")
+    with pytest.raises(InputError, match="'local' has no settings; slurm and ray have"):
+        make_engine("local", store, "cpu", settings={"time": 3})
 
 
 def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +203,11 @@ def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_other_machines_are_not_judged_by_this_one(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    for engine in ("slurm", "ray"):
+        assert resolve_device("auto", engine) == resolve_device("cpu", engine) == "cpu"
+        assert resolve_device("cuda", engine) == "cuda"
