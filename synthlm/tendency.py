@@ -93,14 +93,15 @@ def outcomes(traces: pd.DataFrame) -> pd.DataFrame:
 def matched(traces: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """Held-out rule accuracy of two optimizers at equal training loss, a row per cell and seed.
 
-    The loss is the lowest that both reach, and each is read at the moment it first gets there. Columns: CELL, seed,
-    level (nats), first, second (rule accuracies), first_step, second_step.
+    The loss is the lowest that both reach, and each is read at the moment it first gets there: the one that ends higher
+    at its annealed end, the other in mid-schedule. Pairs of which one diverged are left out: it would set a level from
+    before it learnt. Columns: CELL, seed, level (nats), first, second (rule accuracies), first_step, second_step.
     """
     ruled = traces[traces["rule"].notna()]
     records = []
     for key, rows in ruled.groupby([*CELL, "seed"], sort=True):
         runs = {name: run for name, run in rows.groupby("optimizer") if name in (first, second)}
-        if len(runs) < 2:
+        if len(runs) < 2 or any((run["status"] == "diverged").any() for run in runs.values()):
             continue
         level = max(float(run["train_loss"].min()) for run in runs.values())
         record = dict(zip([*CELL, "seed"], key, strict=True)) | {"level": level}

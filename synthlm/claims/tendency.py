@@ -50,8 +50,10 @@ RULE_C7 = (
     " (mean of the levels that both reach on every seed), each at its own best learning rate; mean over cells (rule"
     " examples, rote share), then over languages, one number a seed. A cell counts when the better of both ends with"
     f" a mean rule accuracy of at least {LEARNT:g}. The same difference is taken, in the same cells, at the lowest"
-    " training loss that both reach. Supported, contradicted or inconclusive as for C6, with"
-    f" {SMALLEST_C7:g} as the smallest effect, when both readings say the same; otherwise inconclusive. {COMPLETE}"
+    " training loss that both reach: the one that ends with the higher loss is read there at its annealed end, the"
+    " other in mid-schedule; pairs of which one diverged have no such number. Supported, contradicted or inconclusive"
+    f" as for C6, with {SMALLEST_C7:g} as the smallest effect, when both readings say the same; otherwise"
+    f" inconclusive. {COMPLETE}"
     f" {LANGUAGES} A language's readings have to agree too, each corrected by itself."
 )
 
@@ -149,9 +151,9 @@ def differences(tendency: pd.DataFrame) -> pd.DataFrame:
     Columns: CELL, seed, effect (rule accuracy at the moments of rote recall, mean of those that both reach on every
     seed, AdamW minus Muon), area (Muon minus AdamW), end (rule accuracy, AdamW minus Muon), best_end (the better one of
     both at the end, a mean over seeds), sooner (ln of AdamW's over Muon's step of 90% recall), matched (rule accuracy
-    at the lowest training loss that both reach, AdamW minus Muon).
+    at the lowest training loss that both reach, AdamW minus Muon; NaN if one diverged), diverged (whether one did).
     """
-    columns = [*CELL, "seed", "effect", "area", "end", "best_end", "sooner", "matched"]
+    columns = [*CELL, "seed", "effect", "area", "end", "best_end", "sooner", "matched", "diverged"]
     traces = curves(tendency)
     found = outcomes(traces)
     keys = [*CELL, "seed"]
@@ -172,6 +174,7 @@ def differences(tendency: pd.DataFrame) -> pd.DataFrame:
     out = out.join(np.maximum(*means).rename("best_end"), on=CELL)
     at_loss = matched(traces, OTHER, ONE).set_index(keys)
     out["matched"] = (at_loss["first"] - at_loss["second"]).reindex(both)
+    out["diverged"] = (a["status"] == "diverged") | (m["status"] == "diverged")
     return out.reset_index()[columns]
 
 
@@ -181,6 +184,9 @@ def _unheard(rows: pd.DataFrame, seeds: Sequence[int]) -> str:
         return f"neither ends with {LEARNT:g} of the rule"
     if rows["effect"].isna().all():
         return "rote recall does not reach 50% in both"
+    if rows["matched"].isna().all():
+        return "one of the two diverged on every seed"
+    rows = rows[rows["seed"].isin(seeds)]
     absent, unread, unmatched = (
         len(seeds) - len(rows),
         int(rows["effect"].isna().sum()),
@@ -191,7 +197,7 @@ def _unheard(rows: pd.DataFrame, seeds: Sequence[int]) -> str:
         for text, count in (
             ("one of the two is missing", absent),
             ("rote recall does not reach 50% in both", unread),
-            ("there is no equal training loss", unmatched),
+            ("one of the two diverged, so that there is no equal training loss", unmatched),
         )
         if count > 0
     ]
@@ -226,6 +232,12 @@ def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
         ),
         *_of_items(tables),
     ]
+    caveats = list(_caveats(found, counted, seeds))
+    diverged = int(found["diverged"].astype(bool).sum())
+    if diverged:
+        caveats.append(
+            f"{diverged} of {len(found)} comparisons have a run that diverged, hence none at equal training loss"
+        )
     return Verdict(
         "C7",
         "Muon tends to rote memorization: when it knows by rote what must be memorized, it has less of the rule than"
@@ -236,7 +248,7 @@ def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
         groups=_by_language(counted, SMALLEST_C7, seeds, {"at matched training loss": at_loss_rows}),
         secondary=tuple(item for item in secondary if item.n),
         artifacts=ARTIFACTS_C7,
-        caveats=tuple(_caveats(found, counted, seeds)),
+        caveats=tuple(caveats),
     )  # fmt: skip
 
 

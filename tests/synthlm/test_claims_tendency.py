@@ -206,6 +206,30 @@ def test_c7_in_closed_form(generator) -> None:
     assert "language: cipher (contradicted)" in [item.name for item in reversed_.groups]
 
 
+def test_c7_tells_of_runs_that_diverged(generator) -> None:
+    """At its divergence the run's loss is that of the start, where nobody has the rule."""
+    table = tendency_table({"adamw": 0.9, "muon": 0.6}, generator)
+    broken = (table["optimizer"] == "muon") & (table["seed"] == 1) & (table["items"] == 400)
+    table.loc[broken, "status"] = "diverged"
+    table.loc[broken & (table["step"] > 800), "loss"] = math.nan
+    found = verdict_c7(table)
+    assert {cell.labels["items"]: cell.counted for cell in found.cells} == {"50": True, "400": False}
+    assert "one of the two diverged" in found.cells[1].why
+    assert any(note.startswith("1 of 6 comparisons have a run that diverged") for note in found.caveats)
+    secondary = {item.name: item for item in found.secondary}
+    assert secondary["at matched training loss"].effect == pytest.approx(0.3, abs=0.02)
+    assert secondary["at matched training loss"].n == found.effect.n == 3
+    assert "mid-schedule" in found.rule
+    # a seed that diverged in every cell is left out of all of them
+    broken = (table["optimizer"] == "muon") & (table["seed"] == 1)
+    found = verdict_c7(table.assign(status=table["status"].mask(broken, "diverged")))
+    assert (found.effect.n, [cell.counted for cell in found.cells]) == (2, [True, True])
+    assert "no comparison has a number on seed 1" in found.caveats
+    found = verdict_c7(table.assign(status="diverged"))
+    assert {cell.why for cell in found.cells} == {"one of the two diverged on every seed"}
+    assert found.verdict == "inconclusive"
+
+
 def test_c7_does_not_count_cells_in_which_nobody_finds_the_rule(generator) -> None:
     found = verdict_c7(tendency_table({"adamw": 0.4, "muon": 0.1}, generator))
     assert (found.verdict, found.effect.n) == ("inconclusive", 0)

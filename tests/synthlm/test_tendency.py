@@ -96,6 +96,16 @@ def test_matched_reads_both_at_the_lowest_loss_that_both_reach() -> None:
     assert matched(curves(table), "muon", "lion").empty
 
 
+def test_pairs_of_which_one_diverged_have_no_equal_loss() -> None:
+    traces = curves(make_tendency(zipf=False, diverged=(("muon", 1),)))
+    pairs = matched(traces, "muon", "adamw")
+    assert set(pairs["seed"]) == {0, 2}
+    assert len(pairs) == 2 * 3 * 2 * 2
+    read = differences(traces, "muon", "adamw")
+    assert set(read[read["reading"] == "matched"]["seed"]) == {0, 2}
+    assert set(matched(traces, "adamw", "sgd")["seed"]) == {0, 1, 2}
+
+
 def test_differences_and_their_tests() -> None:
     pairs = differences(curves(make_tendency(lead=0.1, noise=0.01)), "muon", "adamw")
     assert set(pairs["reading"]) == set(READINGS)
