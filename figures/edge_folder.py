@@ -32,8 +32,12 @@ def draw(data: pd.DataFrame, source: str) -> Figure:
                 here["step"], here[f"ratio/{null}/low"], here[f"ratio/{null}/high"],
                 color=edge_style.NULL_COLORS[null], alpha=0.45, linewidth=0.4,
             )  # fmt: skip
-        axes[2, column].plot(here["step"], here["k_ratio"], ".", color="black", markersize=3.5)
-        axes[2, column].plot(here["step"], here["k_mass"], "_", color="#0072B2", markersize=5)
+        for rule, look in (
+            ("k_ratio", {"marker": ".", "color": "black", "markersize": 3.5}),
+            ("k_mass", {"marker": "_", "color": "#0072B2", "markersize": 5}),
+        ):
+            has = here[here[rule] > 0]
+            axes[2, column].plot(has["step"], has[rule], linestyle="none", **look)
         axes[2, column].yaxis.set_major_locator(MaxNLocator(integer=True))
         for j in range(MODES):
             axes[3, column].plot(

@@ -53,7 +53,8 @@ def line(arm: str, condition: str) -> dict[str, Any]:
 
 def ratio_axis(ax: Axes, observed: pd.Series) -> None:
     """A logarithmic axis y for ratios from 1 up to the largest observed: nulls may leave it."""
-    highest = float(observed[np.isfinite(observed)].max()) if len(observed) else 2.0
+    finite = observed[np.isfinite(observed)]
+    highest = float(finite.max()) if len(finite) else 2.0
     ax.set_yscale("log")
     ax.set_ylim(1, 1.15 * max(highest, 1.5))
     plain_log(ax.yaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if highest < 8 else (1.0, 2.0, 5.0))

@@ -208,7 +208,10 @@ def finetune(
 @app.command()
 def edge(
     folder: Annotated[
-        Path, typer.Argument(help="Checkpoints with their step in the name: safetensors or PyTorch files.")
+        Path,
+        typer.Argument(
+            help="Checkpoints (safetensors or PyTorch files) with their step in the file's or the folder's name."
+        ),
     ],
     window: Annotated[int, typer.Option(help="Updates in the rolling window.")] = 10,
     sets: Annotated[
@@ -231,12 +234,17 @@ def edge(
     synthlm edge runs/my-model/checkpoints
     synthlm edge checkpoints --sets "all,layers" --window 5 --out results/edge
 
-    Checkpoints should lie equal numbers of steps apart. Every window is shown beside two nulls: updates of the same
+    Checkpoints should lie equal numbers of steps apart; the steps found are printed, with a warning where they do
+    not. The step is the number after step, iter, checkpoint, ckpt or epoch, else the one that varies. Every window is shown beside two nulls: updates of the same
     norms in random directions, and with the same correlation over time.
     """
     from synthlm import edge_folder
 
     words = tuple(word.strip() for word in sets.split(",") if word.strip())
+    line, warning = edge_folder.steps_found(folder, every)
+    typer.echo(line)
+    if warning:
+        typer.echo(warning, err=True)
     found = edge_folder.table(folder, window, words, every, sketch, lr, samples)
     typer.echo(edge_folder.summary(found))
     for path in edge_folder.write(found, out, str(folder)):
