@@ -30,14 +30,15 @@ SHOWN = 4
 """Words of each kind that a frame shows, the same throughout a lesson."""
 
 Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Word:
-    """One item as a learner answers it, as token ids.
+    """One item as a learner answers it, as token ids: those that count to its series.
 
-    series: which series it counts to. prompt: tag and key. truth: the answer to be learnt. answer: the learner's. rule:
-    what the rule says, where the language has a rule for it.
+    series: which series it counts to. prompt: what comes before. truth: the answer to be learnt. answer: the learner's.
+    rule: what the rule says, where the language has a rule for it.
     """
 
     series: str
@@ -49,7 +50,9 @@ class Word:
 
 @dataclass(frozen=True)
 class Learner:
-    """One learner so far. curves: series -> share of items right in every token, one value an evaluation."""
+    """One learner so far. curves: series -> share of items right in every token that counts to the series, one value
+    an evaluation.
+    """
 
     name: str
     curves: dict[str, tuple[float, ...]]
@@ -95,7 +98,8 @@ class Lesson:
         self.jobs, self.names, self.device = tuple(jobs), tuple(names), device
         self.language = build(first.language, first.seed)
         self.nouns = VERBS if isinstance(first.language, Exceptions) else Nouns()
-        self.groups = _groups(self.language)
+        self.counted = _counted(self.language)
+        self.groups = {series: np.flatnonzero(of.any(1)) for series, of in self.counted.items()}
         if not self.groups:
             raise InputError(f"language: nothing in {first.language.name!r} counts to rote or rule")
 
@@ -143,9 +147,10 @@ class Lesson:
         learners = []
         for name, own, answer in zip(self.names, curves, answers, strict=True):
             for series, items in self.groups.items():
-                own.setdefault(series, []).append(_right(answer, truth, items))
+                own.setdefault(series, []).append(_right(answer, truth, items, self.counted[series]))
             if self.rule is not None:
-                own.setdefault(REGULARIZED, []).append(_right(answer, self.rule, self.groups[ROTE]))
+                over = _right(answer, self.rule, self.groups[ROTE], self.counted[ROTE])
+                own.setdefault(REGULARIZED, []).append(over)
             words = () if answer is None else self._words(answer)
             learners.append(Learner(name, {series: tuple(values) for series, values in own.items()}, words))
         found = turns.find(steps, self.names, curves, self.nouns)
@@ -156,21 +161,21 @@ class Lesson:
     def _words(self, answer: Integers) -> tuple[Word, ...]:
         table = self.language.probe
 
-        def tokens(row: Integers, item: int) -> tuple[int, ...]:
-            return tuple(row[item][table.scored[item]].tolist())
+        def tokens(row: Integers, item: int, series: str) -> tuple[int, ...]:
+            return tuple(row[item][self.counted[series][item]].tolist())
 
         words = []
         for series, items in self.groups.items():
             shown = min(SHOWN, len(items))
             for item in items[np.arange(shown) * len(items) // shown].tolist():
-                start = int(np.argmax(table.scored[item]))
+                start = int(np.argmax(self.counted[series][item]))
                 words.append(
                     Word(
                         series,
-                        tuple(table.tokens[item, :start].tolist()),
-                        tokens(table.targets, item),
-                        tokens(answer, item),
-                        None if self.rule is None else tokens(self.rule, item),
+                        tuple(table.tokens[item, : start + 1].tolist()),
+                        tokens(table.targets, item, series),
+                        tokens(answer, item, series),
+                        None if self.rule is None else tokens(self.rule, item, series),
                     )
                 )
         return tuple(words)
@@ -206,9 +211,11 @@ class _Class:
         self.targets = torch.tensor(train.targets[:, self.first_scored : length], device=self.device)
         self.probe = torch.tensor(probe.tokens, device=self.device).expand(runs, -1, -1)
         scored = probe.scored
-        # a word is spoken freely where all answers are the same last positions; else each token after the true ones
+        # a word is spoken freely where all answers are the same last positions and count as a whole; else each token
+        # after the true ones
         self.start = int(np.argmax(scored.any(0)))
-        self.free = bool(scored[:, self.start :].all())
+        whole = all((of == scored)[of.any(1)].all() for of in lesson.counted.values())
+        self.free = whole and bool(scored[:, self.start :].all())
         self.scored = scored
 
     def teach(self, step: int) -> None:
@@ -256,17 +263,29 @@ class _Class:
         ]
 
 
-def _groups(language: Language) -> dict[str, Integers]:
-    """Series -> its probe items."""
-    item_slice = language.probe.item_slice
+def _counted(language: Language) -> dict[str, Mask]:
+    """Series -> [probe item, time] which positions count to it; series without any are left out."""
+    goals, slices = language.goals, language.probe.slices
+    rule = {name for name, goal in goals.items() if goal == "rule"}
     chosen = {
-        TRAINED: [name.endswith("/train") for name in language.slices],
-        HELDOUT: [language.goals[name] == "rule" for name in language.slices],
-        ROTE: [language.goals[name] == "rote" for name in language.slices],
+        TRAINED: {name for name in goals if name.endswith("/train") and _heldout(name) in rule},
+        HELDOUT: rule,
+        ROTE: {name for name, goal in goals.items() if goal == "rote"},
     }
-    groups = {series: np.flatnonzero(np.array(mine)[item_slice]) for series, mine in chosen.items()}
-    return {series: items for series, items in groups.items() if len(items)}
+    masks = {
+        series: np.isin(slices, [i for i, name in enumerate(language.slices) if name in mine])
+        for series, mine in chosen.items()
+    }
+    return {series: mask for series, mask in masks.items() if mask.any()}
 
 
-def _right(answer: Integers | None, truth: Integers, items: Integers) -> float:
-    return float("nan") if answer is None else float((answer[items] == truth[items]).all(1).mean())
+def _heldout(name: str) -> str:
+    """The slice of held-out items beside one of training items."""
+    return f"{name.removesuffix('train')}heldout"
+
+
+def _right(answer: Integers | None, truth: Integers, items: Integers, counted: Mask) -> float:
+    """Share of the items with every counted token as in ``truth``; NaN without an answer."""
+    if answer is None:
+        return float("nan")
+    return float(((answer == truth) | ~counted)[items].all(1).mean())

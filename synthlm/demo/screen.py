@@ -27,8 +27,8 @@ LETTERS = 26
 """Languages of so few symbols are written with letters."""
 
 
-def legend(nouns: Nouns, series: Sequence[str], exceptions: bool) -> Text:
-    """What the colours mean."""
+def legend(nouns: Nouns, series: Sequence[str]) -> Text:
+    """What the colours mean, of the series there are."""
     text = Text("curves: ")
     told = {
         TRAINED: f"{nouns.trained}",
@@ -39,15 +39,17 @@ def legend(nouns: Nouns, series: Sequence[str], exceptions: bool) -> Text:
     for index, name in enumerate(series):
         text.append(" · " if index else "")
         text.append(told[name], STYLES[name])
+    words = [
+        ("right, by the rule", STYLES[HELDOUT], HELDOUT in series),
+        ("right, trained on", STYLES[TRAINED], TRAINED in series),
+        ("right, by rote", STYLES[ROTE], ROTE in series),
+        ("wrong, but as the rule says", STYLES[REGULARIZED], REGULARIZED in series),
+        ("wrong", WRONG, True),
+    ]
     text.append("\nwords:  ")
-    text.append("right, by the rule", STYLES[HELDOUT])
-    text.append(" · ")
-    text.append("right, by rote", STYLES[ROTE])
-    if exceptions:
-        text.append(" · ")
-        text.append("wrong, but as the rule says", STYLES[REGULARIZED])
-    text.append(" · ")
-    text.append("wrong", WRONG)
+    for index, (label, style) in enumerate((label, style) for label, style, there in words if there):
+        text.append(" · " if index else "")
+        text.append(label, style)
     return text
 
 
@@ -74,11 +76,13 @@ def word_line(word: Word, alphabet: int, short: bool = False) -> Text:
 
 
 def token_style(word: Word, place: int) -> str:
-    """The colour of one token of an answer."""
+    """The colour of one token of an answer. Right tokens are said to come from the rule in words never seen alone; in
+    words trained on that follow it, rule and rote cannot be told apart.
+    """
     said, true = word.answer[place], word.truth[place]
     if said == true:
         by_rote = word.series == ROTE and (word.rule is None or word.rule[place] != true)
-        return STYLES[ROTE] if by_rote else STYLES[HELDOUT]
+        return STYLES[ROTE if by_rote else HELDOUT if word.series == HELDOUT else TRAINED]
     return STYLES[REGULARIZED] if word.rule is not None and said == word.rule[place] else WRONG
 
 
@@ -92,7 +96,7 @@ def screen(frame: Frame, title: str, nouns: Nouns, alphabet: int, width: int, he
     table.add_row(*(_learner(frame, learner, nouns, alphabet, each, rows) for learner in frame.learners))
     series = list(frame.learners[0].curves)
     done = Text(f"{title}   step {frame.step} of {frame.total}", "bold")
-    parts: list[RenderableType] = [done, table, legend(nouns, series, REGULARIZED in series)]
+    parts: list[RenderableType] = [done, table, legend(nouns, series)]
     if frame.turns:
         latest = [turn for turn in frame.turns if turn.step == frame.turns[-1].step][-2:]
         told = Text("\n").join(turn_line(turn) for turn in latest)

@@ -73,9 +73,11 @@ def ending(
     steps: Sequence[int], names: Sequence[str], curves: Sequence[Curves], nouns: Nouns, found: Sequence[Turn]
 ) -> Turn:
     """The last turn: who got where first, and where all stand."""
+    counting = [series for series in (HELDOUT, ROTE) if series in curves[0]]
+    shown = counting or list(curves[0])
     parts = []
     for kind, series in (("rule", HELDOUT), ("fitted", ROTE)):
-        if series not in curves[0]:
+        if series not in counting:
             continue
         reached = sorted((t.step, t.learner) for t in found if t.kind == kind and t.learner is not None)
         told = [f"{names[learner]} at step {step}" for step, learner in reached]
@@ -84,16 +86,15 @@ def ending(
         ]
         parts.append(f"{FITTED:.0%} of the {getattr(nouns, series)} right: {', '.join(told)}")
     stand = [
-        f"{name} has "
-        + " and ".join(_share(nouns, series, c[series][-1]) for series in (HELDOUT, ROTE) if series in c)
+        f"{name} has " + " and ".join(_share(nouns, series, c[series][-1]) for series in shown)
         for name, c in zip(names, curves, strict=True)
     ]
     return Turn(
         steps[-1],
         None,
         "end",
-        f"{'; '.join(parts)}.",
-        f"At the end {'; '.join(stand)}.",
+        f"{'; '.join(parts) or 'Nothing here counts to a rule or to rote'}.",
+        f"At the end {'; '.join(stand)}." if shown else "The lesson is over.",
     )
 
 

@@ -14,15 +14,27 @@ import torch
 from rich.console import Console
 
 from synthlm import cli, training
+from synthlm import model as transformer
 from synthlm.analysis.tendency import regularized
 from synthlm.config import InputError
 from synthlm.demo import run, turns
 from synthlm.demo.canvas import Line, draw
 from synthlm.demo.lesson import Frame, Lesson, Word
-from synthlm.demo.screen import STYLES, WRONG, Animated, screen, spell, token_style, view, word_line
+from synthlm.demo.screen import (
+    STYLES,
+    WRONG,
+    Animated,
+    legend,
+    screen,
+    spell,
+    token_style,
+    view,
+    word_line,
+)
 from synthlm.demo.turns import HELDOUT, REGULARIZED, ROTE, TRAINED, VERBS
 from synthlm.store import Store
 from synthlm.tasks.language import FIRST_SYMBOL
+from synthlm.trained import final_weights
 
 SMALL = (
     "language.alphabet=8",
@@ -120,6 +132,37 @@ def test_another_language_has_the_series_it_has() -> None:
     assert set(frame.learners[0].curves) == {TRAINED, HELDOUT}
 
 
+def test_where_a_part_of_an_item_is_the_rule_that_part_alone_counts(tmp_path: Path) -> None:
+    """Dyck: forced closing brackets, as the model of ``synthlm train`` has them; free brackets count to nothing."""
+    sizes = ["language.items=60", "language.heldout=20", "language.pairs=4", "language.depth=2"]
+    made = run.plan("dyck", "adamw", None, 40, 0, [*sizes, "language.alphabet=8", *SMALL[3:]])
+    lesson, table = made.lesson, made.lesson.language.probe
+    frame = list(lesson.play())[-1]
+    assert set(frame.learners[0].curves) == {TRAINED, HELDOUT}
+    assert lesson.counts == {TRAINED: 60, HELDOUT: 20}
+    store = Store(tmp_path)
+    training.run_batch([lesson.jobs[0]], store)
+    flat = final_weights(lesson.jobs[0], store)[None]
+    model = lesson.jobs[0].model
+    logits = transformer.forward(model, model.layout.views(flat), torch.tensor(table.tokens)[None])
+    answer = logits.argmax(-1)[0].numpy()  # each token after the true ones
+    for series, name in {TRAINED: "dyck/rule/train", HELDOUT: "dyck/rule/heldout"}.items():
+        index = lesson.language.slices.index(name)
+        right = [
+            all(answer[i, t] == table.targets[i, t] for t in np.flatnonzero(table.slices[i] == index))
+            for i in range(len(answer))
+            if index in table.slices[i]
+        ]
+        assert frame.learners[0].curves[series][-1] == pytest.approx(sum(right) / len(right))
+        assert 0 < sum(right) < len(right)
+    forced = table.slices == lesson.language.slices.index("dyck/rule/heldout")
+    word = next(word for word in frame.learners[0].words if word.series == HELDOUT)
+    item = lesson.groups[HELDOUT][0]
+    assert word.truth == tuple(table.targets[item][forced[item]].tolist())
+    assert word.prompt == tuple(table.tokens[item, : np.argmax(forced[item]) + 1].tolist())
+    assert "of the rule items it never saw" in frame.turns[-1].second
+
+
 def test_a_diverged_learner_is_told_and_leaves_the_other_alone() -> None:
     made = run.plan("exceptions", "adamw,sgd", "0.003,1e30", 20, 0, SMALL)
     frame = list(made.lesson.play())[-1]
@@ -193,6 +236,14 @@ def test_the_ending_says_who_was_first() -> None:
     assert "A has 50% of the regular words it never saw and 95% of the irregular words" in end.second
 
 
+def test_the_ending_makes_sense_whatever_there_is() -> None:
+    only = [{TRAINED: [0, 0.5]}, {TRAINED: [0, 0.7]}]
+    end = turns.ending([0, 7], ["A", "B"], only, VERBS, [])
+    assert end.first == "Nothing here counts to a rule or to rote."
+    assert "A has 50% of the regular words it trains on; B has 70% of" in end.second
+    assert turns.ending([0, 7], ["A"], [{}], VERBS, []).second == "The lesson is over."
+
+
 # -- the view ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,9 +259,21 @@ def test_a_curve_is_drawn_where_it_is() -> None:
 def test_tokens_are_coloured_by_how_they_came_about() -> None:
     word = Word(ROTE, (4, 20), truth=(21, 22, 23, 24), answer=(21, 30, 23, 40), rule=(21, 30, 31, 32))
     colours = [token_style(word, place) for place in range(4)]
-    assert colours == [STYLES[HELDOUT], STYLES[REGULARIZED], STYLES[ROTE], WRONG]
+    assert colours == [STYLES[TRAINED], STYLES[REGULARIZED], STYLES[ROTE], WRONG]
     regular = Word(HELDOUT, (4, 20), truth=(21, 22), answer=(21, 23), rule=(21, 22))
     assert [token_style(regular, place) for place in range(2)] == [STYLES[HELDOUT], WRONG]
+
+
+def test_only_words_never_seen_are_right_by_the_rule() -> None:
+    """A regular word that was trained on may be known by rote: its colour does not say how."""
+    word = Word(TRAINED, (4, 20), truth=(21, 22), answer=(21, 22), rule=(21, 22))
+    assert {token_style(word, place) for place in range(2)} == {STYLES[TRAINED]}
+    assert token_style(dataclasses.replace(word, series=HELDOUT), 0) == STYLES[HELDOUT]
+    whole = legend(VERBS, [TRAINED, HELDOUT, ROTE, REGULARIZED])
+    told = {whole.plain[span.start : span.end]: span.style for span in whole.spans}
+    assert told["right, trained on"] == STYLES[TRAINED]
+    assert told["right, by the rule"] == STYLES[HELDOUT]
+    assert "by the rule" not in legend(VERBS, [ROTE]).plain
 
 
 def test_letters_where_they_suffice() -> None:
