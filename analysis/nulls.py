@@ -22,6 +22,7 @@ Axis names: ``sample`` of a null, ``record``, ``lag``, ``window``, W updates in 
 """
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from synthlm.analysis.edge_statistics import eigensystem, grams, normalized, sound, spectrum_statistics
@@ -194,9 +195,8 @@ def trajectory(
 
     Args:
         norms: ``[record]`` step norms.
-        correlation: ``[lag]`` correlation of directions by lag, taken as zero beyond its end; zeros after the first
-        entry
-            for random directions.
+        correlation: ``[lag]`` correlation of directions by lag, continued by :func:`continued`; one entry alone for
+            random directions.
         dimension: P, at least the number of records.
 
     Raises:
@@ -204,9 +204,7 @@ def trajectory(
     """
     norms = np.asarray(norms, dtype=float)
     records = len(norms)
-    lags = np.zeros(records)
-    given = np.asarray(correlation, dtype=float)[:records]
-    lags[: len(given)] = given
+    lags = continued(correlation, records)
     gram = wishart(rng, records, dimension)
     if lags[1:].any():
         root = _root(toeplitz(lags))
@@ -216,3 +214,29 @@ def trajectory(
     for lag in range(min(window + 1, records)):
         rows[lag:, lag] = np.diagonal(gram, -lag)
     return rows
+
+
+LEAST_EIGENVALUE = 1e-3
+"""Of a correlation that is to be continued."""
+
+
+def continued(correlation: ArrayLike, records: int) -> Array:
+    """``[lag] -> [records]``: a correlation by lag beyond where it was measured, as the autoregressive process of its
+    lags has it (Yule-Walker; the continuation of largest entropy, Burg 1975).
+
+    To end it at zero would leave no process: strong correlations would come out weaker at every lag. Measured lags that
+    no process has are drawn toward zero, just far enough.
+    """
+    given = np.array(correlation, dtype=float)[:records]
+    order = len(given) - 1
+    if not given[1:].any():
+        return np.concatenate([given, np.zeros(records - len(given))])
+    least = np.linalg.eigvalsh(scipy.linalg.toeplitz(given))[0]
+    if least < LEAST_EIGENVALUE:  # eigenvalues of (1 - s) C + s I are (1 - s) c + s
+        given[1:] *= (1 - LEAST_EIGENVALUE) / (1 - least)
+    weights = scipy.linalg.solve_toeplitz(given[:-1], given[1:])
+    lags = np.zeros(records)
+    lags[: len(given)] = given
+    for lag in range(len(given), records):
+        lags[lag] = weights @ lags[lag - order : lag][::-1]
+    return lags

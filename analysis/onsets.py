@@ -74,17 +74,3 @@ def rise_step(steps: ArrayLike, accuracy: ArrayLike, chance: float, grokked: flo
     steps, accuracy = np.asarray(steps), np.asarray(accuracy, dtype=float)
     low = (accuracy <= chance + RISEN) & (steps < grokked)
     return float(steps[np.flatnonzero(low)[-1]]) if low.any() else float("nan")
-
-
-def separation(positive: ArrayLike, negative: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive's score is above a negative's, ties counting half.
-
-    Missing scores are left out; NaN when either side has none.
-    """
-    above = np.asarray(positive, dtype=float)
-    below = np.asarray(negative, dtype=float)
-    above, below = above[np.isfinite(above)], below[np.isfinite(below)]
-    if not len(above) or not len(below):
-        return float("nan")
-    difference = above[:, None] - below
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())

@@ -116,12 +116,14 @@ def draw(data: pd.DataFrame) -> Figure:
 
 def caption(data: pd.DataFrame) -> str:
     """What is shown, n, what the intervals are."""
-    n = int(data[data["source"] == "edge"]["n"].max()) if len(data) else 0
+    own = data[data["source"] == "edge"]
+    n = int(own["n"].max()) if len(own) else 0
     return (
         "The adiabatic parameter by phase: medians over the windows of a run (dots), their mean over"
         " tasks and seeds, log10. The paper predicts far below 1 on the plateau, about 1 in the"
         " transition (dotted line), far above 1 in forgetting, and does not say which gap is meant: both"
         " are shown. They carry the units of the learning rate and of squared updates, so 1 is no natural"
         " mark for them; the third measure has no units. Forgetting: main runs finetuned on the same kind"
-        f" of language drawn anew. {edge_style.interval_text(n)}"
+        " of language drawn anew. The plateau of a main run that never generalizes lasts to its end."
+        f" {edge_style.interval_text(n)}{edge_style.fewer(own, ('phase', 'arm'))}"
     )

@@ -100,4 +100,5 @@ def caption(data: pd.DataFrame) -> str:
         " null trajectories have the step norms of the main runs and random directions, or also their"
         f" mean correlation by lag. A precursor would show long leads above and few points below. {pairs}"
         f" pairs of runs; percentages: share with an onset before grokking. {edge_style.interval_text(n)}"
+        f"{edge_style.fewer(data, ('signal', 'condition', 'source'))}"
     )

@@ -110,5 +110,6 @@ def caption(data: pd.DataFrame) -> str:
         " out of the weights' update or of the weights (mean over modes, tasks and checkpoints of main"
         " runs), against random directions: as much removed, and projected out (which removes far less,"
         " and is the usual control). Right: commutator defect of two mini-batch steps, main runs and"
-        " controls. By share of the main run's steps to grokking. " + edge_style.interval_text(n)
+        " controls. The loss is that of the items the model is evaluated on. By share of the main run's steps to"
+        f" grokking. {edge_style.interval_text(n)}{edge_style.fewer(data, ('condition', 'progress'))}"
     )

@@ -88,6 +88,19 @@ def interval_text(n: int) -> str:
     )
 
 
+def fewer(data: pd.DataFrame, names: Sequence[str]) -> str:
+    """A sentence on points (rows of the same ``names``) that rest on fewer seeds than the others, or nothing."""
+    points = data.drop_duplicates([*names, "n"])
+    short = points[points["n"] < data["n"].max()].drop_duplicates(list(names))
+    if short.empty:
+        return ""
+    told = [
+        f"{', '.join(style.name(str(row[name])) for name in names)} {int(row['n'])}"
+        for _, row in short.iterrows()
+    ]
+    return f" Fewer seeds behind: {'; '.join(told)}."
+
+
 def left_out(data: pd.DataFrame) -> str:
     """A sentence on main runs that did not generalize, or nothing; from columns task, arm, seed, condition, grokked."""
     main = data[data["condition"] == "main"].drop_duplicates(["task", "arm", "seed"])

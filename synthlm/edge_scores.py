@@ -8,7 +8,7 @@ how far one has fallen below its maximum so far (log10), by the same rule in eve
 import numpy as np
 import pandas as pd
 
-from synthlm.analysis.onsets import HOLD, depth, separation
+from synthlm.analysis.onsets import HOLD, depth
 from synthlm.seeds import numpy_generator
 
 CELL = ["task", "arm"]
@@ -19,6 +19,8 @@ VARIANTS = ("observed", "normalized", "directions", "stationary")
 of updates of the same norms and lag correlation."""
 
 RESAMPLES = 1999
+LEAST_SEEDS = 5
+"""Fewest seeds of which resamples give an interval."""
 
 
 def series(windows: pd.DataFrame, signal: str, variant: str) -> np.ndarray:
@@ -94,24 +96,38 @@ def depths(
 
 
 def auc(scores: pd.DataFrame) -> tuple[float, float, float]:
-    """Chance that a main run's score is above a control's, over all runs of ``scores`` (columns seed, main, control),
-    with the 95% percentile interval over seeds, resampled whole."""
-    value = separation(scores["main"], scores["control"])
-    by_seed = [rows[["main", "control"]].to_numpy(float) for _, rows in scores.groupby("seed")]
-    if len(by_seed) < 2:
+    """Chance that a main run's score is above that of a control of its own task and arm, averaged over these cells.
+
+    ``scores``: columns of ``CELL``, seed, main, control. With the 95% percentile interval over seeds, resampled whole;
+    NaN with fewer than ``LEAST_SEEDS``, of which there are too few resamples.
+    """
+    seeds = sorted(set(scores["seed"]))
+    place = {seed: i for i, seed in enumerate(seeds)}
+    wins, count = [], []
+    for _, rows in scores.groupby(CELL):
+        # wins and comparisons of every pair of seeds: a resample only weighs them
+        wins.append(np.zeros((len(seeds), len(seeds))))
+        count.append(np.zeros((len(seeds), len(seeds))))
+        at = rows["seed"].map(place).to_numpy()
+        difference = rows["main"].to_numpy(float)[:, None] - rows["control"].to_numpy(float)
+        wins[-1][np.ix_(at, at)] = (difference > 0) + 0.5 * (difference == 0)
+        count[-1][np.ix_(at, at)] = np.isfinite(difference)
+    if not wins:
+        return float("nan"), float("nan"), float("nan")
+    won, of = np.stack(wins), np.stack(count)
+
+    def area(weight: np.ndarray) -> np.ndarray:
+        """``[sample, seed] -> [sample]``."""
+        with np.errstate(invalid="ignore"):
+            cells = [np.einsum("...i,cij,...j->...c", weight, each, weight) for each in (won, of)]
+            return np.nanmean(cells[0] / cells[1], axis=-1)
+
+    value = float(area(np.ones(len(seeds))))
+    if len(seeds) < LEAST_SEEDS:
         return value, float("nan"), float("nan")
-    # wins and comparisons of every pair of seeds: a resample only weighs them
-    wins, count = (np.zeros((len(by_seed), len(by_seed))) for _ in range(2))
-    for i, one in enumerate(by_seed):
-        for j, other in enumerate(by_seed):
-            difference = one[:, 0][:, None] - other[:, 1]
-            wins[i, j] = (difference > 0).sum() + 0.5 * (difference == 0).sum()
-            count[i, j] = np.isfinite(difference).sum()
     rng = numpy_generator(0, "auc")
-    weight = rng.multinomial(len(by_seed), np.full(len(by_seed), 1 / len(by_seed)), size=RESAMPLES)
-    with np.errstate(invalid="ignore"):
-        drawn = ((weight @ wins) * weight).sum(1) / ((weight @ count) * weight).sum(1)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    weight = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=RESAMPLES)
+    low, high = np.nanquantile(area(weight.astype(float)), [0.025, 0.975])
     return value, float(low), float(high)
 
 
@@ -131,7 +147,8 @@ def leads(onsets: pd.DataFrame, signal: str) -> pd.DataFrame:
 
 def gap_positions(windows: pd.DataFrame, rules: tuple[str, ...], parameters: str = "all") -> pd.DataFrame:
     """Mean k* over the windows of each main run that have one: one row a run and rule, with ``k``, ``stationary`` (what
-    its own lag correlation gives) and ``excess``, their difference."""
+    its own lag correlation gives) and ``excess``, their difference, and ``at_1`` and ``at_2``, the shares of windows
+    whose k* is 1 and 2."""
     here = windows[(windows["set"] == parameters) & (windows["condition"] == "main")]
     rows = []
     for key, group in here.groupby([*RUN, "job"]):
@@ -139,6 +156,8 @@ def gap_positions(windows: pd.DataFrame, rules: tuple[str, ...], parameters: str
             k = group[rule].to_numpy(float)
             null = group[f"{rule}/stationary/mean"].to_numpy(float)
             found = (k > 0) & np.isfinite(null)
-            means = (k[found].mean(), null[found].mean()) if found.any() else (float("nan"), float("nan"))
-            rows.append([*key, rule, *means, means[0] - means[1], int(found.sum())])
-    return pd.DataFrame(rows, columns=[*RUN, "job", "rule", "k", "stationary", "excess", "windows"])
+            values = [k, null, k - null, k == 1, k == 2]
+            means = [float(each[found].mean()) if found.any() else float("nan") for each in values]
+            rows.append([*key, rule, *means, int(found.sum())])
+    names = ["k", "stationary", "excess", "at_1", "at_2", "windows"]
+    return pd.DataFrame(rows, columns=[*RUN, "job", "rule", *names])

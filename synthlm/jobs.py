@@ -43,6 +43,14 @@ class Training(Config):
     evaluate_every: int | None = Field(None, ge=1)
     checkpoints: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _window_fills(self) -> "Training":
+        if self.edge is not None and self.steps // self.edge.every < self.edge.window:
+            updates = self.steps // self.edge.every
+            told = f"{self.steps} steps recorded every {self.edge.every} give {updates} updates"
+            raise ValueError(f"edge.window: {told}, which do not fill a window of {self.edge.window}")
+        return self
+
     @property
     def evaluation_steps(self) -> list[int]:
         """Steps after which the model is evaluated; 0 is before the first."""

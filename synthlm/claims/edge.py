@@ -6,12 +6,13 @@ both survive honest nulls. Each run is compared with its control at matched step
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
-from synthlm.edge_scores import CELL, auc, depths, gap_positions, leads, pairs
+from synthlm.edge_scores import CELL, LEAST_SEEDS, RUN, auc, depths, gap_positions, leads, pairs
 from synthlm.statistics import LEVEL
 
 SIGNAL = "g23"
@@ -47,23 +48,26 @@ S1_RULE = (
     "Score of a run: how far g23 = sigma_2^2 - sigma_3^2 lies below its maximum so far (log10, median of"
     " the last three windows) at the horizon, the last evaluation before grokking at which held-out"
     " accuracy is still near chance. Effect: score of the main run minus that of its control at the same"
-    " step, averaged over tasks and optimizers, one number a seed; pairs whose main run does not"
-    f" generalize do not count. Supported: the {LEVEL:.0%} t interval over seeds lies above 0 and the"
+    " step, averaged over tasks and optimizers, one number a seed. Pairs whose main run does not"
+    " generalize do not count, and a task and optimizer counts when its pairs of all seeds do, so that every"
+    f" seed's number is of the same ones. Supported: the {LEVEL:.0%} t interval over seeds lies above 0 and the"
     f" effect is at least {SMALLEST_FALL:.3f} (a factor of 1.5). Contradicted: the interval lies below"
     " that, or below 0. Otherwise: inconclusive."
 )
 S2_RULE = (
     "Effect: mean k* (plain ratio rule, all parameters, over all windows of a main run) under AdamW minus"
-    " that under Muon, same task and seed, averaged over tasks, one number a seed. Supported: the"
+    " that under Muon, same task and seed, averaged over tasks, one number a seed. The rule asks whether the"
+    f" position is smaller under Muon, not whether it is the paper's 1 and 2. Supported: the"
     f" {LEVEL:.0%} t interval lies above 0 and the effect is at least {SMALLEST_SHIFT:g}. Contradicted:"
     " the interval lies below that, or below 0. Otherwise: inconclusive."
 )
 S3_RULE = (
     "S1 again with g23 of norm-normalized updates, with g23 over its median under random directions of the"
-    " same norms, and over its median under updates of the same norms and lag correlation; S2 again with"
-    " k* less the mean k* of such updates. Supported: S1, S2 and each of these by their own rules are."
-    " Contradicted: any of them is. Otherwise: inconclusive. The effect shown is the one with the lowest"
-    " upper end, in units of its smallest effect of interest."
+    " same norms, and over its median under updates of the same norms and lag correlation (a strict null: it"
+    " takes on what each window's own correlation shows, whatever that comes from); S2 again with k* less"
+    " the mean k* of such updates. Supported: S1, S2 and each of these by their own rules are. Contradicted:"
+    " any of them is. Otherwise: inconclusive. The effect shown is the one with the lowest upper end, in"
+    " units of its smallest effect of interest."
 )
 
 ARTIFACTS = (
@@ -82,28 +86,35 @@ def judge(tables: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     if runs is None or windows is None or runs.empty or windows.empty:
         return []
     windows = windows[windows["condition"].isin(["main", "control"])]
-    signals = {SIGNAL: True, **OTHER_SIGNALS}
-    moved = depths(runs, windows, signals)
+    seeds = sorted(set(runs["seed"]))
+    moved = depths(runs, windows, {SIGNAL: True, **OTHER_SIGNALS})
     found = gap_positions(windows, RULES)
-    onsets = tables.get("edge_onsets", pd.DataFrame(columns=["signal"]))
-    first, robust = _first(runs, moved, onsets), [
-        (name, _fall(moved, SIGNAL, variant), SMALLEST_FALL)
+    robust = [
+        (name, _fall(moved, SIGNAL, variant, seeds), SMALLEST_FALL)
         for name, variant in (
             ("S1, norm-normalized updates", "normalized"),
             ("S1, over random directions of the same norms", "directions"),
             ("S1, over updates of the same norms and lag correlation", "stationary"),
         )
-    ]  # fmt: skip
-    second = _second(found)
+    ]
     robust.append(
-        ("S2, beyond what lag correlation gives", _shift(found, POSITION_RULE, "excess"), SMALLEST_SHIFT)
+        (
+            "S2, beyond what lag correlation gives",
+            _shift(found, POSITION_RULE, "excess", seeds),
+            SMALLEST_SHIFT,
+        )
     )
-    return [first, second, _third(first, second, robust)]
+    first = _first(runs, windows, moved, tables.get("edge_onsets", pd.DataFrame(columns=["signal"])), seeds)
+    second = _second(windows, found, seeds)
+    return [first, second, _third(first, second, robust, _removal(tables.get("edge_modes"), seeds))]
 
 
-def _by_seed(rows: pd.DataFrame, values: pd.Series) -> np.ndarray:
-    """Mean over cells, one number a seed."""
-    return values.groupby(rows["seed"]).mean().to_numpy(float)
+def _by_seed(rows: pd.DataFrame, values: pd.Series, seeds: Sequence[int]) -> np.ndarray:
+    """Mean over the cells that have a value on every seed, one number a seed; empty without such a cell."""
+    cells = [rows[name] for name in CELL if name in rows]
+    wide = values.astype(float).groupby([*cells, rows["seed"]]).mean().unstack("seed")
+    complete = wide.reindex(columns=list(seeds)).dropna()
+    return complete.mean(axis=0).to_numpy(float) if len(complete) else np.empty(0)
 
 
 def _counted(moved: pd.DataFrame, signal: str, variant: str) -> pd.DataFrame:
@@ -111,57 +122,68 @@ def _counted(moved: pd.DataFrame, signal: str, variant: str) -> pd.DataFrame:
     return rows[np.isfinite(rows["main"]) & np.isfinite(rows["control"])]
 
 
-def _fall(moved: pd.DataFrame, signal: str, variant: str, name: str = "") -> Estimate:
+def _fall(moved: pd.DataFrame, signal: str, variant: str, seeds: Sequence[int], name: str = "") -> Estimate:
     rows = _counted(moved, signal, variant)
-    return estimate(name or f"{signal}, {variant}", _by_seed(rows, rows["main"] - rows["control"]))
+    return estimate(name or f"{signal}, {variant}", _by_seed(rows, rows["main"] - rows["control"], seeds))
 
 
-def _cells(moved: pd.DataFrame, runs: pd.DataFrame) -> tuple[Cell, ...]:
+def _cells(moved: pd.DataFrame, seeds: Sequence[int]) -> tuple[Cell, ...]:
     rows = moved[(moved["signal"] == SIGNAL) & (moved["variant"] == "observed")]
     keys, estimates, notes = [], [], []
     for key, group in rows.groupby(CELL):
         good = _counted(group, SIGNAL, "observed")
         keys.append(dict(zip(("task", "optimizer"), map(str, key), strict=True)))
         estimates.append(estimate("/".join(map(str, key)), (good["main"] - good["control"]).to_numpy(float)))
-        notes.append("; ".join(sorted(set(group["why"]) - {""})))
+        notes.append("; ".join(sorted(set(group["why"]) - {""})) or "no windows before the rise")
     return tuple(
         Cell(
             labels,
             item,
-            item.n > 0,
-            "" if item.n else note or "no windows before the rise",
-            {"left_out": note},
+            item.n == len(seeds),
+            "" if item.n == len(seeds) else f"{item.n} of {len(seeds)} seeds: {note}",
         )
         for labels, item, note in zip(keys, with_holm(estimates), notes, strict=True)
     )
 
 
-def _first(runs: pd.DataFrame, moved: pd.DataFrame, onsets: pd.DataFrame) -> Verdict:
-    effect = _fall(moved, SIGNAL, "observed", "S1")
+def _first(
+    runs: pd.DataFrame, windows: pd.DataFrame, moved: pd.DataFrame, onsets: pd.DataFrame, seeds: Sequence[int]
+) -> Verdict:
+    effect = _fall(moved, SIGNAL, "observed", seeds, "S1")
     verdict, reason = decide(effect, SMALLEST_FALL)
+    attention = depths(runs, windows, {SIGNAL: True}, "attention")
+    cells = _cells(moved, seeds)
     secondary = [
-        *(_fall(moved, name, "observed", f"{name}: {'fall' if falls else 'rise'}, main - control (log10)")
+        *(_fall(moved, name, "observed", seeds, f"{name}: {'fall' if falls else 'rise'}, main - control (log10)")
           for name, falls in OTHER_SIGNALS.items()),
+        _fall(attention, SIGNAL, "observed", seeds, "g23 of the attention matrices: fall, main - control (log10)"),
         *_areas(moved),
-        *_lead_estimates(onsets),
+        *_lead_estimates(onsets, seeds),
     ]  # fmt: skip
     paired = pairs(runs)
-    caveats = [f"{len(paired) - (paired['why'] == '').sum()} of {len(paired)} pairs do not count"]
+    caveats = [f"{(paired['why'] != '').sum()} of {len(paired)} pairs do not count"]
+    signs = {np.sign(cell.estimate.effect) for cell in cells if cell.counted}
+    if len(signs) > 1:
+        caveats.append(
+            "the effect has both signs among the cells that count: its mean describes none of them"
+        )
     main = runs[(runs["condition"] == "main") & np.isfinite(runs["grokked"])]
     late = int((main["memorized"] <= main["rise"]).sum())
     caveats.append(f"{late} of {len(main)} main runs that generalized had memorized before they began to")
     control = runs[(runs["condition"] == "control") & np.isfinite(runs["grokked"])]
     if len(control):
         caveats.append(f"{len(control)} controls generalized in the end")
+    if len(seeds) < LEAST_SEEDS:
+        caveats.append(f"areas under the curve have no interval: it would take {LEAST_SEEDS} seeds")
     return Verdict(
         "S1", "The spectral gap of the rolling-window Gram matrix of updates moves before grokking does.", SOURCE,
         verdict, reason, effect, "fall of g23 before the rise, main - control (log10)", S1_RULE,
-        _cells(moved, runs), (), tuple(secondary), ARTIFACTS, tuple(caveats),
+        cells, (), tuple(secondary), ARTIFACTS, tuple(caveats),
     )  # fmt: skip
 
 
 def _areas(moved: pd.DataFrame) -> list[Estimate]:
-    """The area under the ROC curve of each signal's score, main against control, with its interval over seeds."""
+    """The area under the ROC curve of each signal's score, main against control of the same task and optimizer."""
     out = []
     for signal in (SIGNAL, *OTHER_SIGNALS):
         for variant in ("observed", "stationary") if signal == SIGNAL else ("observed",):
@@ -171,46 +193,58 @@ def _areas(moved: pd.DataFrame) -> list[Estimate]:
     return out
 
 
-def _lead_estimates(onsets: pd.DataFrame) -> list[Estimate]:
-    """Lead times of main runs, and how often the same onset is found by the deadline where there is nothing to
-    announce."""
+def _lead_estimates(onsets: pd.DataFrame, seeds: Sequence[int]) -> list[Estimate]:
+    """Lead times of main runs, how often the same onset is found by the deadline where there is nothing to announce,
+    and by how much more often in main runs. Leads and shares are positive by their making: they have no p."""
     if onsets.empty:
         return []
     found = leads(onsets, SIGNAL)
+
+    def rows(condition: str, source: str) -> pd.DataFrame:
+        return found[(found["condition"] == condition) & (found["source"] == source)]
+
     out = []
-    for condition, source, what in (
-        ("main", "observed", "lead of the fall of g23, share of the steps to grokking"),
-        ("main", "normalized", "the same of norm-normalized updates"),
+    for source, what in (
+        ("observed", "lead of the fall of g23, share of the steps to grokking"),
+        ("normalized", "the same of norm-normalized updates"),
     ):
-        rows = found[(found["condition"] == condition) & (found["source"] == source)]
-        out.append(estimate(what, _by_seed(rows, rows["lead"])))
+        here = rows("main", source)
+        out.append(replace(estimate(what, _by_seed(here, here["lead"], seeds)), p=math.nan))
+    hits = {}
     for condition, source, what in (
         ("main", "observed", "main runs"),
         ("control", "observed", "controls, by the deadline of their main runs"),
         ("main", "directions", "trajectories of the same norms in random directions"),
         ("main", "stationary", "trajectories of the same norms and lag correlation"),
     ):
-        rows = found[(found["condition"] == condition) & (found["source"] == source)]
-        hits = rows["lead"].notna().astype(float)
-        out.append(estimate(f"share with such a fall before grokking: {what}", _by_seed(rows, hits)))
+        here = rows(condition, source)
+        hits[what] = _by_seed(here, here["lead"].notna(), seeds)
+        name = f"share with such a fall before grokking: {what}"
+        out.append(replace(estimate(name, hits[what]), p=math.nan))
+    main, *others = hits.items()
+    for what, values in others:
+        if len(values) == len(main[1]):
+            out.append(estimate(f"that share, main runs - {what}", main[1] - values))
     return out
 
 
-def _shift(found: pd.DataFrame, rule: str, column: str, task: str | None = None) -> Estimate:
+def _shift(
+    found: pd.DataFrame, rule: str, column: str, seeds: Sequence[int], task: str | None = None, name: str = ""
+) -> Estimate:
+    """k* under the first optimizer minus under the second, same task and seed."""
     rows = found[(found["rule"] == rule) & ((found["task"] == task) | (task is None))]
     wide = rows.pivot_table(index=["task", "seed"], columns="arm", values=column).reset_index()
-    name = f"{rule}, {column}" + ("" if task is None else f", {task}")
+    name = name or f"{rule}, {column}" + ("" if task is None else f", {task}")
     if not {FIRST, SECOND} <= set(wide.columns):
         return estimate(name, [])
-    difference = wide[FIRST] - wide[SECOND]
-    return estimate(name, _by_seed(wide, difference))
+    return estimate(name, _by_seed(wide, wide[FIRST] - wide[SECOND], seeds))
 
 
-def _second(found: pd.DataFrame) -> Verdict:
-    effect = _shift(found, POSITION_RULE, "k")
+def _second(windows: pd.DataFrame, found: pd.DataFrame, seeds: Sequence[int]) -> Verdict:
+    effect = _shift(found, POSITION_RULE, "k", seeds)
     verdict, reason = decide(effect, SMALLEST_SHIFT)
     labels = [(task, rule) for task in sorted(set(found["task"])) for rule in RULES]
-    estimates = with_holm([_shift(found, rule, "k", task) for task, rule in labels])
+    estimates = with_holm([_shift(found, rule, "k", seeds, task) for task, rule in labels])
     cells = tuple(
         Cell(
             {"task": task, "rule": rule}, item, rule == POSITION_RULE and item.n > 0,
@@ -218,18 +252,51 @@ def _second(found: pd.DataFrame) -> Verdict:
         )
         for (task, rule), item in zip(labels, estimates, strict=True)
     )  # fmt: skip
-    means = found[found["rule"] == POSITION_RULE].groupby("arm")[["k", "stationary"]].mean()
+    before = windows[~(windows["step"] > windows["grokked"])]
+    secondary = [
+        _shift(gap_positions(windows, RULES, "attention"), POSITION_RULE, "k", seeds,
+               name="attention matrices alone: k* under AdamW - under Muon"),
+        _shift(gap_positions(before, RULES), POSITION_RULE, "k", seeds,
+               name="windows up to grokking alone: k* under AdamW - under Muon"),
+    ]  # fmt: skip
+    plain = found[found["rule"] == POSITION_RULE]
+    for arm, column, value in ((FIRST, "at_2", 2), (SECOND, "at_1", 1)):
+        rows = plain[plain["arm"] == arm]
+        share = estimate(
+            f"share of windows with k* = {value} under {arm}", _by_seed(rows, rows[column], seeds)
+        )
+        secondary.append(replace(share, p=math.nan))
+    means = plain.groupby("arm")[["k", "stationary"]].mean()
     caveats = [
         f"mean k* of {arm}: {row['k']:.2f}; of updates of its lag correlation: {row['stationary']:.2f}"
         for arm, row in means.iterrows()
     ]
     return Verdict(
-        "S2", "The position of the spectral gap depends on the optimizer: 1 under Muon, 2 under AdamW.", SOURCE,
-        verdict, reason, effect, "k* under AdamW - under Muon", S2_RULE, cells, (), (), ARTIFACTS, tuple(caveats),
+        "S2", "The position of the spectral gap depends on the optimizer: smaller under Muon than under AdamW (the"
+        " paper: 1 and 2).", SOURCE,
+        verdict, reason, effect, "k* under AdamW - under Muon", S2_RULE, cells, (), tuple(secondary), ARTIFACTS,
+        tuple(caveats),
     )  # fmt: skip
 
 
-def _third(first: Verdict, second: Verdict, robust: Sequence[tuple[str, Estimate, float]]) -> Verdict:
+def _removal(modes: pd.DataFrame | None, seeds: Sequence[int]) -> Estimate:
+    """How much more the loss rises when the leading mode is taken out of the update since the start than when as much
+    is taken in random directions; at the last checkpoint with modes up to grokking."""
+    name = "the leading mode removed - as much removed in random directions, up to grokking: rise of the loss (nats)"
+    if modes is None or modes.empty:
+        return estimate(name, [])
+    rows = modes[(modes["condition"] == "main") & (modes["origin"] == "update") & (modes["mode"] == 1)]
+    rows = rows[rows["kind"].isin(["mode", "matched"]) & (rows["step"] <= rows["grokked"])]
+    rows = rows[rows["step"] == rows.groupby(RUN)["step"].transform("max")]
+    wide = rows.pivot_table(index=RUN, columns="kind", values="loss").reset_index()
+    if not {"mode", "matched"} <= set(wide.columns):
+        return estimate(name, [])
+    return estimate(name, _by_seed(wide, wide["mode"] - wide["matched"], seeds))
+
+
+def _third(
+    first: Verdict, second: Verdict, robust: Sequence[tuple[str, Estimate, float]], removal: Estimate
+) -> Verdict:
     items = with_holm([item for _, item, _ in robust])
     outcomes = [decide(item, smallest)[0] for item, (_, _, smallest) in zip(items, robust, strict=True)]
     everything = [first.verdict, second.verdict, *outcomes]
@@ -261,5 +328,6 @@ def _third(first: Verdict, second: Verdict, robust: Sequence[tuple[str, Estimate
     )
     return Verdict(
         "S3", "S1 and S2 survive honest nulls.", OURS, verdict, reason, weakest,
-        "effect, each in its own unit", S3_RULE, cells, (), (), ARTIFACTS, (f"shown as the effect: {weakest.name}",),
+        "effect, each in its own unit", S3_RULE, cells, (), (removal,),
+        (*ARTIFACTS, "edge_removal"), (f"shown as the effect: {weakest.name}",),
     )  # fmt: skip

@@ -201,10 +201,16 @@ class EdgeStudy:
             wanted += [self._windows(job), self._onsets(job), *self._modes(run, job)]
             if self.forgets(run) and np.isfinite(self.milestones(run, record).grokked):
                 tuned = self.finetune(run, job)
-                wanted += [tuned] + ([self._windows(tuned)] if results(tuned) is not None else [])
+                wanted += self._forgotten(tuned, results)
         for _, tuned in self._from_consistency(results):
-            wanted += [tuned] + ([self._windows(tuned)] if results(tuned) is not None else [])
+            wanted += self._forgotten(tuned, results)
         return list(dict.fromkeys(wanted))
+
+    def _forgotten(self, tuned: Finetune, results: Results) -> list[Any]:
+        """A finetuning, and its analysis once it is done."""
+        record = results(tuned)
+        done = record is not None and record.manifest["status"] != "diverged"
+        return [tuned, self._windows(tuned)] if done else [tuned]
 
     def _from_consistency(self, results: Results) -> Iterator[tuple[dict[str, Any], Finetune]]:
         """The first study's best full finetuning of every cell, its edge recorded, with its labels."""
@@ -274,7 +280,8 @@ class EdgeStudy:
         frames["edge_runs"].append(
             pd.DataFrame([labels | optimizer | {"status": record.manifest["status"]} | marks])
         )
-        if (found := results(self._windows(job))) is not None:
+        found = results(self._windows(job))
+        if found is not None and found.metrics:  # a run that diverged at once fills no window
             rows = _with_curves(pd.DataFrame(found.metrics), record).assign(**labels, **marks)
             rows["phase"] = _phases(rows["step"].to_numpy(), own)
             frames["edge_windows"].append(rows)
@@ -294,7 +301,7 @@ class EdgeStudy:
         self, frames: dict[str, list[pd.DataFrame]], tuned: Finetune, labels: dict[str, Any], results: Results
     ) -> None:
         record, windows = results(tuned), results(self._windows(tuned))
-        if record is not None and windows is not None:
+        if record is not None and windows is not None and windows.metrics:
             rows = _with_curves(pd.DataFrame(windows.metrics), record)
             names = {"job": tuned.key[:12], "condition": "finetuned", "phase": "forgetting"}
             frames["edge_windows"].append(rows.assign(**labels | names))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from synthlm import schedules
 from synthlm.analysis import edge_modes, nulls
 from synthlm.analysis.edge_statistics import edge_statistics, grams, normalized, sound
 from synthlm.analysis.hessian import Hessian
@@ -146,6 +147,8 @@ class EdgeOnsets(Analysis):
     samples: trajectories of each null. set: the parameter set.
     """
 
+    REVISION: ClassVar[int] = 2  # null trajectories keep strong correlations
+
     name: Literal["edge-onsets"] = "edge-onsets"
     samples: int = Field(49, ge=1)
     set: str = "all"
@@ -206,6 +209,8 @@ class EdgeModes(Analysis):
     defect, and their size. items: most items of each slice.
     """
 
+    REVISION: ClassVar[int] = 2  # the learning rate of the gap flow follows its schedule
+
     name: Literal["edge-modes"] = "edge-modes"
     controls: int = Field(8, ge=1)
     draws: int = Field(edge_modes.DEFECT_DRAWS, ge=1)
@@ -229,7 +234,9 @@ class EdgeModes(Analysis):
         """One row a mode and kind: ``kind`` (mode, matched, projected, and ``defect`` with the median in ``value``),
         origin, mode (from 1), removed (norm), loss and accuracy after the removal, and for modes ``sigma``,
         ``curvature`` and ``slope`` on the training items; rows of kind ``flow`` hold the terms of the gap flow at k =
-        mode in ``value`` (origin: asymmetry, damping, driving). Kind ``none``: nothing removed."""
+        mode in ``value`` (origin: asymmetry, damping, driving), at the learning rate of the last step. Loss and
+        accuracy are of the held-out and training items that the model is evaluated on. Kind ``none``: nothing
+        removed."""
         from synthlm.recording import load_modes
         from synthlm.trained import modes_name, weights_at
 
@@ -274,9 +281,11 @@ class EdgeModes(Analysis):
                 }
             add(item.kind, item.origin, item.mode + 1, **numbers)
         edge, decay = job.training.edge, job.optimizer.weight_decay
+        last = (held.probe.step or job.training.steps) - 1
+        rate = job.optimizer.lr * schedules.factor(last, job.training.steps, job.training.schedule)
         for k in range(1, len(modes)):
             if edge is not None and float(sigma[k]) > 0:
-                flow = edge_modes.gap_flow(sigma, along, k, job.optimizer.lr, decay, edge.window)
+                flow = edge_modes.gap_flow(sigma, along, k, rate, decay, edge.window)
                 for term in ("asymmetry", "damping", "driving"):
                     add("flow", term, k, value=getattr(flow, term))
         add("defect", value=self._defect(held, flat))

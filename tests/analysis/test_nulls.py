@@ -4,10 +4,12 @@ import secrets
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 
 from synthlm.analysis.edge_statistics import edge_statistics, grams, normalized
 from synthlm.analysis.nulls import (
+    continued,
     edge_p_values,
     first_order,
     lag_correlation,
@@ -116,6 +118,27 @@ def test_a_floor_keeps_the_null_as_noisy_as_the_window(rng: np.random.Generator)
         < 20
         < np.median(null_statistics(stationary(rng, np.ones((1, 10)), correlation, 50, 200), 50)["ratio"])
     )
+
+
+@pytest.mark.parametrize(
+    "measured", [[1.0, *[0.8] * 9], (0.95 ** np.arange(10)).tolist(), [1.0, 0.9, 0.2, 0.1]]
+)
+def test_whole_trajectories_keep_the_correlation(rng: np.random.Generator, measured: list[float]) -> None:
+    """Also a strong one, and one that no process has in full."""
+    window = len(measured)
+    rows = np.stack([trajectory(rng, np.ones(120), measured, 50_000, window) for _ in range(6)])
+    found = np.nanmean(rows, axis=(0, 1))[:window]
+    expected = continued(measured, 120)
+    np.testing.assert_allclose(found, expected[:window], atol=0.02)
+    assert np.linalg.eigvalsh(scipy.linalg.toeplitz(expected)).min() > 0
+    assert np.abs(expected).max() == 1.0
+    if window == 10:
+        np.testing.assert_allclose(expected[:window], measured, atol=1e-12)
+
+
+def test_a_first_order_correlation_is_continued_as_its_powers(rng: np.random.Generator) -> None:
+    rho = rng.uniform(-0.9, 0.9)
+    np.testing.assert_allclose(continued(first_order(rho, 4), 12), first_order(rho, 12), atol=1e-12)
 
 
 def test_lag_correlation_is_the_mean_cosine_by_lag(rng: np.random.Generator) -> None:

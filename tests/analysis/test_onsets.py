@@ -5,9 +5,8 @@ import secrets
 
 import numpy as np
 import pytest
-import scipy.stats
 
-from synthlm.analysis.onsets import depth, first_held, grok_step, onset, rise_step, separation
+from synthlm.analysis.onsets import depth, first_held, grok_step, onset, rise_step
 
 
 @pytest.fixture
@@ -66,11 +65,3 @@ def test_grokking_needs_accuracy_that_stays() -> None:
     assert rise_step(steps, accuracy, chance=0.05, grokked=50) == 0
     assert rise_step(steps, accuracy, chance=0.1, grokked=50) == 10
     assert math.isnan(rise_step(steps[2:], accuracy[2:], chance=0.05, grokked=50))
-
-
-def test_separation_is_the_area_under_the_curve(rng: np.random.Generator) -> None:
-    one, other = rng.integers(0, 5, 30).astype(float), rng.integers(1, 6, 20).astype(float)
-    u = scipy.stats.mannwhitneyu(one, other).statistic
-    assert separation(one, other) == pytest.approx(u / 600)
-    assert separation([*one, math.nan], other) == pytest.approx(u / 600)
-    assert math.isnan(separation([math.nan], other))

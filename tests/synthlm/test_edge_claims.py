@@ -81,8 +81,8 @@ def test_nothing_is_judged_without_tables_and_little_with_a_single_seed(rng: np.
     assert [item.verdict for item in verdicts] == ["inconclusive"] * 3
     verdicts = edge.judge(synthetic_edge.tables(rng, seeds=2, grokked=False, tasks=("a",), arms=("adamw",)))
     assert [item.verdict for item in verdicts] == ["inconclusive"] * 3
-    assert "4 of 4" not in verdicts[0].caveats[0]
-    assert verdicts[0].cells[0].why == "the main run did not generalize"
+    assert verdicts[0].caveats[0] == "2 of 2 pairs do not count"
+    assert verdicts[0].cells[0].why == "0 of 2 seeds: the main run did not generalize"
 
 
 def test_scores_look_no_further_than_the_horizon(rng: np.random.Generator) -> None:
@@ -111,20 +111,57 @@ def test_leads_are_shares_of_the_way(rng: np.random.Generator) -> None:
 
 def test_the_area_under_the_curve_has_an_interval_over_seeds(rng: np.random.Generator) -> None:
     drawn = {"main": rng.normal(0.7, 1, 18), "control": rng.normal(0, 1, 18)}
-    scores = pd.DataFrame({"seed": np.repeat(range(6), 3)} | drawn)
+    scores = pd.DataFrame({"seed": np.repeat(range(6), 3), "task": ["a", "b", "c"] * 6, "arm": "x"} | drawn)
+
+    def area(rows: pd.DataFrame) -> float:
+        each = [scipy.stats.mannwhitneyu(cell["main"], cell["control"]).statistic / len(cell) ** 2
+                for _, cell in rows.groupby("task")]  # fmt: skip
+        return float(np.mean(each))
+
     value, low, high = auc(scores)
-    assert value == pytest.approx(
-        scipy.stats.mannwhitneyu(scores["main"], scores["control"]).statistic / 18**2
-    )
+    assert value == pytest.approx(area(scores))
     assert low < value < high
     assert auc(scores) == (value, low, high)
     slow = []
     for _ in range(1500):
         chosen = rng.integers(6, size=6)
-        main, control = (
-            np.concatenate([scores[scores["seed"] == s][name] for s in chosen]) for name in drawn
-        )
-        slow.append(scipy.stats.mannwhitneyu(main, control).statistic / 18**2)
+        slow.append(area(pd.concat([scores[scores["seed"] == s] for s in chosen])))
     assert [low, high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=0.05)
-    alone = auc(scores[scores["seed"] == 0])
-    assert math.isnan(alone[1])
+    few = auc(scores[scores["seed"] < 4])
+    assert few[0] == pytest.approx(area(scores[scores["seed"] < 4]))
+    assert math.isnan(few[1])
+
+
+def test_main_runs_are_compared_with_controls_of_their_own_task(rng: np.random.Generator) -> None:
+    """Two tasks of different levels, each with main runs below their controls."""
+    noise = rng.normal(0, 0.1, 12)
+    scores = pd.DataFrame({"seed": list(range(6)) * 2, "task": ["a"] * 6 + ["b"] * 6, "arm": "x"})
+    scores["main"] = np.where(scores["task"] == "a", 10.0, 0.0) + noise
+    scores["control"] = scores["main"].groupby(scores["task"]).transform("max") + 1.0
+    assert auc(scores)[0] == 0.0
+
+
+def test_a_cell_counts_when_it_has_every_seed(rng: np.random.Generator) -> None:
+    """The effect of a task that lacks a seed must not move the others' mean."""
+    tables = synthetic_edge.tables(rng, seeds=3, fall=3.0, tasks=("a", "b"), arms=("adamw", "muon"))
+    runs = tables["edge_runs"]
+    whole = edge.judge({**tables, "edge_runs": runs[runs["task"] == "a"]})[0].effect
+    lost = (runs["task"] == "b") & (runs["seed"] == 1) & (runs["condition"] == "main")
+    runs.loc[lost, ["rise", "grokked"]] = math.nan
+    first = edge.judge(tables)[0]
+    assert first.effect.effect == pytest.approx(whole.effect)
+    assert first.effect.n == 3
+    assert {cell.labels["task"]: cell.counted for cell in first.cells} == {"a": True, "b": False}
+    assert "2 of 3 seeds: the main run did not generalize" in {cell.why for cell in first.cells}
+
+
+def test_what_is_removed_is_compared_up_to_grokking(rng: np.random.Generator) -> None:
+    tables = synthetic_edge.tables(rng, seeds=3, fall=3.0, tasks=("a",), arms=("adamw",))
+    modes = tables["edge_modes"]
+    chosen = (modes["origin"] == "update") & (modes["mode"] == 1) & (modes["condition"] == "main")
+    assert chosen.any()
+    modes.loc[chosen & (modes["kind"] == "mode"), "loss"] = 3.0
+    modes.loc[chosen & (modes["kind"] == "matched"), "loss"] = 1.0
+    modes.loc[chosen & (modes["step"] > modes["grokked"]), "loss"] = 99.0
+    item = edge.judge(tables)[2].secondary[0]
+    assert (item.effect, item.n) == (2.0, 3)

@@ -60,7 +60,7 @@ LANGUAGE_FIELDS = {
 }  # fmt: skip
 TRAINING_FIELDS = {
     "training.steps": 11, "training.batch": 5, "training.clip": 1.0, "training.evaluations": 3,
-    "training.evaluate_every": 2, "training.perturb": {"kind": "noise", "sigma": 0.01}, "training.edge": {},
+    "training.evaluate_every": 2, "training.perturb": {"kind": "noise", "sigma": 0.01}, "training.edge": {"every": 1, "window": 3},
     "training.checkpoints": 1, "training.schedule.shape": "linear", "training.schedule.warmup_fraction": 0.1,
     "training.schedule.decay_fraction": 0.3, "training.schedule.final": 0.2,
 }  # fmt: skip
@@ -388,3 +388,12 @@ def test_no_two_jobs_of_a_sweep_share_a_key() -> None:
     assert len({job.key for job in found}) == 27
     mixture = Mixture(parts=(Facts(tag=0), Facts(tag=1, label="b")))
     assert hash(mixture) == hash(Mixture(parts=(Facts(tag=0), Facts(tag=1, label="b"))))
+
+
+def test_a_run_too_short_for_its_window_is_refused() -> None:
+    edge = {"training.steps": 29, "training.edge": {"every": 3, "window": 10}}
+    with pytest.raises(
+        InputError, match="29 steps recorded every 3 give 9 updates, which do not fill a window of 10"
+    ):
+        make(PRETRAIN, edge)
+    assert make(PRETRAIN, edge | {"training.steps": 30}).training.edge is not None
