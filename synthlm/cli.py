@@ -368,7 +368,7 @@ def show(
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A language; none: list them.")] = None,
     seed: Annotated[int, typer.Option(help="Seed it is drawn from.")] = 0,
-    samples: Annotated[int, typer.Option(help="Sequences shown of each slice.")] = 4,
+    samples: Annotated[int, typer.Option(min=0, help="Sequences shown of each slice.")] = 4,
     settings: SetOption = None,
 ) -> None:
     """List the languages, or show one: sample sequences with their slices, sizes, exact bits and loss floor.

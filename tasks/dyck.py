@@ -34,7 +34,7 @@ class Dyck(SingleConfig):
 
     name: Literal["dyck"] = "dyck"
     kinds: Count = 3
-    pairs: Count = 6
+    pairs: int = Field(default=6, ge=1, le=512)
     depth: Count = 4
     items: Count = 1024
     heldout: int = Field(default=256, ge=1)
@@ -57,7 +57,7 @@ class Dyck(SingleConfig):
     @property
     def strings(self) -> int:
         """How many strings there are."""
-        return completions(self.kinds, 2 * self.pairs, 0, self.depth)
+        return completions(self.kinds, self.pairs, self.depth)[-1][0]
 
     def build(self, seed: int) -> Language:
         """Draw the strings."""
@@ -89,19 +89,19 @@ class Dyck(SingleConfig):
 
     def _closing(self) -> Floats:
         """[left, depth] the share of closing brackets among all ways to go on with so many symbols left."""
-        time = 2 * self.pairs
-        share = np.zeros((time + 1, self.depth + 1))
-        for left in range(1, time + 1):
-            for depth in range(1, self.depth + 1):
-                if ways := completions(self.kinds, left, depth, self.depth):
-                    share[left, depth] = completions(self.kinds, left - 1, depth - 1, self.depth) / ways
+        ways = completions(self.kinds, self.pairs, self.depth)
+        share = np.zeros((len(ways), len(ways[0])))
+        for left in range(1, len(ways)):
+            for depth in range(1, len(ways[0])):
+                if ways[left][depth]:
+                    share[left, depth] = ways[left - 1][depth - 1] / ways[left][depth]
         return share
 
     def _draw(self, count: int, generator: np.random.Generator) -> Integers:
         """[count, time] uniform strings, with kind i as 2i and 2i + 1."""
         time, closing = 2 * self.pairs, self._closing()
         strings = np.empty((count, time), dtype=np.int64)
-        stack = np.zeros((count, self.depth + 1), dtype=np.int64)
+        stack = np.zeros((count, closing.shape[1]), dtype=np.int64)
         rows, depth = np.arange(count), np.zeros(count, dtype=np.int64)
         for t in range(time):
             closes = generator.random(count) < closing[time - t, depth]
@@ -124,14 +124,19 @@ class Dyck(SingleConfig):
         return share == 1, np.maximum(floor, 0.0)
 
 
-@lru_cache(maxsize=100_000)
-def completions(kinds: int, left: int, depth: int, most: int) -> int:
-    """How many ways there are to close everything with ``left`` more symbols, from ``depth`` open brackets of at most
-    ``most``; the kinds of those already open are given.
+@lru_cache(maxsize=16)
+def completions(kinds: int, pairs: int, most: int) -> tuple[tuple[int, ...], ...]:
+    """[left, depth] how many ways there are to close everything with ``left`` more symbols, from ``depth`` open
+    brackets of at most ``most``; the kinds of those already open are given.
+
+    left: 0..2 pairs. depth: 0 up to the lesser of ``most`` and ``pairs``. Depths that a string of so many pairs cannot
+    have with so many symbols left count 0.
     """
-    if depth > min(left, most) or depth < 0:
-        return 0
-    if left == 0:
-        return 1
-    opened = kinds * completions(kinds, left - 1, depth + 1, most)
-    return opened + completions(kinds, left - 1, depth - 1, most)
+    deepest = min(most, pairs)
+    ways = [[1] + [0] * deepest]
+    for left in range(1, 2 * pairs + 1):
+        before = [0, *ways[-1], 0]  # depth d is at d + 1
+        reachable = min(deepest, left, 2 * pairs - left)
+        row = [before[d] + kinds * before[d + 2] for d in range(reachable + 1)]
+        ways.append(row + [0] * (deepest - reachable))
+    return tuple(map(tuple, ways))

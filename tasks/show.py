@@ -97,7 +97,7 @@ def describe(language: Language, samples: int = 4) -> Description:
 
 
 def render(description: Description) -> Group:
-    """The description as something rich prints; scored tokens are bold."""
+    """The description as something rich prints; scored tokens are in brackets, and bold where there is bold."""
     d = description
     head = Text(
         f"{d.name}: {d.train_items} training items, {d.probe_items} in the probe, {d.length} tokens each, "
@@ -117,10 +117,12 @@ def render(description: Description) -> Group:
         slices.add_row(
             Text(row.name), row.goal or "-", *map(str, numbers), f"{row.share:.1%}", f"{row.floor:.4g}"
         )
-    samples = RichTable("slice", "sequence (scored tokens bold)")
+    if not d.samples:
+        return Group(head, slices)
+    samples = RichTable("slice", "sequence (scored tokens in brackets)")
     for sample in d.samples:
-        parts = [(f"{word} ", "bold" if scored else "") for word, scored in sample.words]
-        samples.add_row(Text(sample.slice), Text.assemble(*parts))
+        parts = [(f"[{word}]", "bold") if scored else (word, "") for word, scored in sample.words]
+        samples.add_row(Text(sample.slice), Text(" ").join(Text(*part) for part in parts))
     return Group(head, slices, samples)
 
 

@@ -252,6 +252,10 @@ def test_tasks(run: Run) -> None:
     assert "20 training items" in out
     assert "240.0 bits" in out  # 20 items, two symbols of 6 bits
     assert out.count("<facts>") == 2
+    assert run("tasks", "facts", "--samples", "0")[1].count("<facts>") == 0
+    code, out, err = run("tasks", "facts", "--samples", "-2")
+    assert (code, out) == (2, "")
+    assert "--samples" in err
 
 
 SLURM = ["run-grid", "GRID", "--engine", "slurm", "--engine-set", "cluster=local"]

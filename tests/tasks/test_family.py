@@ -502,6 +502,7 @@ def test_prescribed_items_are_training_items_and_part_of_the_digest() -> None:
         (Routing, {"rank": 33}, ["rank", "33", "1..32"]),
         (Dyck, {"pairs": 3, "kinds": 1}, ["items", "1024", "5 strings"]),
         (Dyck, {"kinds": 33}, ["kinds", "33", "1..32"]),
+        (Dyck, {"pairs": 513}, ["pairs", "513", "512"]),
         (Pcfg, {"length": 4}, ["items", "1024", "up to 8"]),
         (Pcfg, {"branches": 65}, ["branches", "65", "1..64"]),
         (Canaries, {"background": {"name": "facts", "tag": 11}}, ["background", "tag"]),

@@ -98,6 +98,27 @@ def test_dyck_against_all_strings(kinds: int, pairs: int, depth: int) -> None:
             assert ("/rule/" in language.slices[index]) == forced
 
 
+def test_dyck_strings_may_be_long() -> None:
+    language = build(Dyck(pairs=400, items=5, heldout=2, kinds=2), 0)
+    for string in [s for part in ("free/train", "free/heldout") for s in strings_of(language, part)[0]]:
+        assert len(string) == 800
+        stack: list[int] = []
+        for symbol in string:
+            if symbol % 2 == 0:
+                stack.append(symbol)
+                assert len(stack) <= 4
+            else:
+                assert stack.pop() == symbol - 1
+        assert not stack
+    # Chebyshev: strings of n pairs nested at most 4 deep have the generating function of a continued fraction
+    series = [1] + [0] * 400
+    for _ in range(4):  # 1 / (1 - 2 x f), with f of one depth less
+        inner, series = [2 * c for c in series], [1] + [0] * 400
+        for n in range(1, 401):
+            series[n] = sum(inner[k] * series[n - 1 - k] for k in range(n))
+    assert Dyck(pairs=400, kinds=2).strings == series[400]
+
+
 def test_dyck_strings_are_uniform_whatever_their_brackets() -> None:
     config = Dyck(kinds=2, pairs=2, depth=2, items=2, heldout=1, alphabet=5, brackets="random")
     shapes: Counter = Counter()

@@ -481,3 +481,15 @@ def test_registry_defaults_and_description() -> None:
     assert {words[1], words[3]} <= {"s0", "s1"}
     assert scored == (False, False, False, True)
     assert sample.text == " ".join(words)
+
+
+def test_scored_tokens_are_marked_without_a_terminal() -> None:
+    description = describe(build(Facts(items=1, alphabet=2, key_length=1, value_length=1), 0), 1)
+    (sample,) = description.samples
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(description))
+    a, b = sample.words[1][0], sample.words[3][0]
+    assert f" <facts> {a} = [{b}] " in console.file.getvalue()
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(dataclasses.replace(description, samples=())))
+    assert "sequence" not in console.file.getvalue()
