@@ -235,8 +235,8 @@ def edge(
     synthlm edge checkpoints --sets "all,layers" --window 5 --out results/edge
 
     Checkpoints should lie equal numbers of steps apart; the steps found are printed, with a warning where they do
-    not. The step is the number after step, iter, checkpoint, ckpt or epoch, else the one that varies. Every window is shown beside two nulls: updates of the same
-    norms in random directions, and with the same correlation over time.
+    not. The step is the number after step, iter, checkpoint, ckpt or epoch, else the one that varies. Every window is
+    shown beside two nulls: updates of the same norms in random directions, and with the same correlation over time.
     """
     from synthlm import edge_folder
 
