@@ -8,11 +8,20 @@ from typing import Any
 
 from synthlm.config import InputError, choose, parse
 from synthlm.jobs import Finetune, Job, Pretrain, job_from_json
+from synthlm.optimizers import RULES
 from synthlm.store import Store
 from synthlm.tasks import LANGUAGES, sizes
 
-LEARNING_RATES = {"adamw": 0.003, "muon": 0.02, "sgd": 0.1}
-"""Where ``--lr`` is not given; other optimizers need it."""
+LEARNING_RATES = {
+    "adamw": 0.003,
+    "muon": 0.02,
+    "sgd": 0.1,
+    "signsgd": 0.001,
+    "lion": 0.001,
+    "shampoo": 0.1,
+    "soap": 0.003,
+}
+"""Where ``--lr`` is not given: of every rule, from trials on small models."""
 
 AUX = {"name": "adamw", "lr": 0.003}
 """What moves embeddings, head and gains in pretraining."""
@@ -77,20 +86,28 @@ def read_job(path: Path, kind: str) -> Job:
 
 
 def optimizer(name: str, lr: float | None) -> dict[str, Any]:
-    """Settings of an optimizer, its learning rate by default.
+    """Settings of an optimizer, with its usual learning rate unless one is given.
 
     Raises:
-        InputError: when the rate is not given and there is no default.
+        InputError: for an unknown optimizer.
     """
-    if lr is None and name in LEARNING_RATES:
-        lr = LEARNING_RATES[name]
-    return {"name": name} if lr is None else {"name": name, "lr": lr}
+    choose("optimizer", name, list(RULES))
+    return {"name": name, "lr": LEARNING_RATES[name] if lr is None else lr}
 
 
 def pretrain_job(
-    language: str, optimizer_name: str, lr: float | None, steps: int, seed: int, settings: Sequence[str]
+    language: str,
+    optimizer_name: str,
+    lr: float | None,
+    steps: int,
+    seed: int,
+    settings: Sequence[str],
+    command: str = "train",
 ) -> Pretrain:
     """A pretraining job. The model's vocabulary and length follow from the language unless they are set.
+
+    Args:
+        command: whose options these are, for messages.
 
     Raises:
         InputError: naming the option or setting that is wrong.
@@ -115,7 +132,7 @@ def pretrain_job(
     kind = choose("language.name", str(data["language"]["name"]), list(LANGUAGES))
     vocab, length = sizes(parse(LANGUAGES[kind], data["language"], "language"))
     data["model"] = merged({"vocab": vocab, "length": length}, data["model"])
-    return parse(Pretrain, data, "train")
+    return parse(Pretrain, data, command)
 
 
 def finetune_job(

@@ -1,20 +1,23 @@
 """``synthlm demo``: a lesson from command-line options, shown as it goes, its end state kept as a figure."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from synthlm import options
-from synthlm.config import InputError
+from synthlm.config import InputError, choose
 from synthlm.demo import figure
 from synthlm.demo.lesson import Frame, Lesson
 from synthlm.demo.screen import view
 from synthlm.engines.batch import one_thread
 from synthlm.figures import style
+from synthlm.optimizers import RULES
 from synthlm.progress import duration
 from synthlm.store import check_writable
 from synthlm.tasks.language import FIRST_SYMBOL
@@ -67,10 +70,12 @@ def plan(
         raise InputError(
             f"optimizers: {optimizers!r} names {len(names)}; allowed: 1 to {MOST}, with commas between"
         )
+    for name in names:
+        choose("optimizers", name, list(RULES))
     given = _rates(rates, names)
-    defaults = [*DEFAULTS, *(VERBS if language == "exceptions" else ())]
+    defaults = [*DEFAULTS, *_verbs(language, options.assignments(settings))]
     jobs = [
-        options.pretrain_job(language, name, lr, steps, seed, [*defaults, *settings])
+        options.pretrain_job(language, name, lr, steps, seed, [*defaults, *settings], "demo")
         for name, lr in zip(names, given, strict=True)
     ]
     shown = [f"{style.name(job.optimizer.name)} (lr {job.optimizer.lr:g})" for job in jobs]
@@ -78,6 +83,19 @@ def plan(
     lesson = Lesson(jobs, called, device)
     title = f"{' and '.join(shown)} on {lesson.language.config.name}, seed {seed}"
     return Plan(lesson, title, lesson.language.vocab - FIRST_SYMBOL)
+
+
+def _verbs(language: str, given: Mapping[str, Any]) -> list[str]:
+    """Settings of the language of verbs, as far as the given ones leave language and rule as they are."""
+
+    def name(table: Any, default: str) -> str:
+        return str(table.get("name", default)) if isinstance(table, Mapping) else default
+
+    of_language = given.get("language", {})
+    if name(of_language, language) != "exceptions":
+        return []
+    rule = of_language.get("rule", {}) if isinstance(of_language, Mapping) else {}
+    return [s for s in VERBS if name(rule, "cipher") == "cipher" or not s.startswith("language.rule=")]
 
 
 def _rates(rates: str | None, names: Sequence[str]) -> list[float | None]:
@@ -89,6 +107,9 @@ def _rates(rates: str | None, names: Sequence[str]) -> list[float | None]:
         raise InputError(
             f"lrs: {rates!r} should be numbers with commas between, such as 0.003,0.02"
         ) from None
+    for value in values:
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise InputError(f"lrs: {value:g} should be a number of at least 0")
     if len(values) != len(names):
         raise InputError(f"lrs: {len(values)} given for {len(names)} optimizers ({', '.join(names)})")
     return values

@@ -282,7 +282,7 @@ REFUSED = [
     (["run-grid", "GRID", "--device", "cpu", "--store", "GRID/s"], "store: cannot write in folder"),
     (["train", "--language", "fact"], "did you mean 'facts'?"),
     (["train", "--optimizer", "muo"], "did you mean 'muon'?"),
-    (["train", "--optimizer", "soap"], "optimizer.lr: required"),
+    (["train", "--optimizer", "adamw", "--set", "optimizer.lr=x"], "optimizer.lr: 'x'"),
     (["train", "--lr", "-1"], "optimizer.lr: -1.0"),
     (["train", "--steps", "0"], "training.steps: 0"),
     (["train", "--set", "model.widht=3"], "did you mean 'width'?"),

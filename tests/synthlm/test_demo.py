@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from synthlm import cli, training
+from synthlm import cli, options, training
 from synthlm import model as transformer
 from synthlm.analysis.tendency import regularized
 from synthlm.config import InputError
@@ -32,6 +32,7 @@ from synthlm.demo.screen import (
     word_line,
 )
 from synthlm.demo.turns import HELDOUT, REGULARIZED, ROTE, TRAINED, VERBS
+from synthlm.optimizers import RULES
 from synthlm.store import Store
 from synthlm.tasks.language import FIRST_SYMBOL
 from synthlm.trained import final_weights
@@ -354,7 +355,9 @@ def test_the_command_prints_turns_and_keeps_a_figure(
         (["--optimizers", ","], "allowed: 1 to 4"),
         (["--optimizers", "adamw,muon", "--lrs", "0.1"], "1 given for 2 optimizers"),
         (["--optimizers", "adamw", "--lrs", "fast"], "should be numbers"),
-        (["--optimizers", "lion"], "lr: required"),
+        (["--optimizers", "adamw", "--lrs", "-1"], "lrs: -1 should be a number of at least 0"),
+        (["--set", "language.name=facts", "--set", "language.itms=3"], "language: itms: unknown field"),
+        (["--set", "training.batch=0"], "demo: training.batch: 0"),
         (["--language", "exeptions"], "did you mean 'exceptions'"),
         (["--set", "language.exceptions=5000"], "exceptions: 5000"),
         (["--set", "language.colour=3"], "unknown field"),
@@ -371,6 +374,34 @@ def test_bad_input_is_named_before_anything_trains(
     shown = capsys.readouterr()
     assert message in shown.err
     assert not (tmp_path / "x").exists()
+
+
+def test_one_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "--optimizers", "adamw,foo") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("synthlm: optimizers: 'foo' is not one of adamw, sgd")
+    assert command(monkeypatch, "--set", "language.name=facts", "--set", "language.itms=3") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_every_optimizer_has_a_learning_rate() -> None:
+    """None diverges at it."""
+    for names in ("adamw,sgd,muon,signsgd", "lion,shampoo,soap"):
+        made = small(steps=20, optimizers=names)
+        frame = list(made.lesson.play())[-1]
+        assert not [turn for turn in frame.turns if turn.kind == "diverged"]
+        assert all(job.optimizer.lr > 0 for job in made.lesson.jobs)
+    assert set(options.LEARNING_RATES) == set(RULES)
+
+
+def test_another_language_or_rule_leaves_the_defaults_of_the_verbs_behind() -> None:
+    sizes = ["language.name=facts", "language.items=10", "language.alphabet=8", *SMALL[3:]]
+    assert run.plan("exceptions", "adamw", None, 4, 0, sizes).lesson.language.config.name == "facts"
+    modular = ["language.rule.name=modular", "language.rule.modulus=17", *SMALL[3:]]
+    config = run.plan("exceptions", "adamw", None, 4, 0, modular).lesson.language.config
+    assert (config.rule.name, config.rule.modulus, config.exceptions) == ("modular", 17, 60)
+    again = run.plan("facts", "adamw", None, 4, 0, ["language.name=exceptions", *SMALL[3:]])
+    assert again.lesson.language.config.exceptions == 60
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(
