@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
+from synthlm.bases import PASS_ACCURACY
+from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, signed, with_holm
 from synthlm.statistics import LEVEL
-from synthlm.tendency import AT_RECALL, CELL, FITTED, curves, matched, outcomes
+from synthlm.tendency import AT_RECALL, CELL, FITTED, curves, matched, outcomes, searches
 
 SMALLEST_C6 = 0.02
 """Two points of held-out accuracy, as for C1."""
@@ -26,6 +27,8 @@ LEARNT = 0.5
 """A cell of C7 speaks when either optimizer ends with this much of the rule."""
 CORRECTED = 0.05
 """A language's verdict needs a Holm-corrected p below this."""
+SHOWN = 8
+"""So many learning rates at an end are named."""
 ONE, OTHER = "muon", "adamw"
 
 COMPLETE = (
@@ -75,7 +78,7 @@ def judge(tables: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Verdicts on C6 (from ``small_data``) and C7 (from ``tendency``), as far as the tables are there."""
     verdicts = []
     if "small_data" in tables:
-        verdicts.append(_judge_small_data(tables["small_data"]))
+        verdicts.append(_judge_small_data(tables["small_data"], tables.get("small_data_bases")))
     if "tendency" in tables:
         verdicts.append(_judge_tendency(tables))
     return verdicts
@@ -92,7 +95,7 @@ def pairs(small: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
     return wide.reset_index()
 
 
-def _judge_small_data(small: pd.DataFrame) -> Verdict:
+def _judge_small_data(small: pd.DataFrame, bases: pd.DataFrame | None) -> Verdict:
     wide = pairs(small)
     same = {name: f"{name}-{name}" for name in (ONE, OTHER)}
     missing = [name for name in same.values() if name not in wide.columns]
@@ -116,6 +119,12 @@ def _judge_small_data(small: pd.DataFrame) -> Verdict:
         if better in counted and worse in counted:
             crossed = counted.assign(effect=counted[better] - counted[worse])
             secondary.append(_headline(text, crossed, seeds))
+    caveats = [
+        *_caveats(wide, counted, seeds),
+        *_left_out(bases),
+        *_at_ends(_rates(small, set(same.values())), ["language", "examples"], "pair", counted),
+        *_none_alone(verdict, cells),
+    ]
     return Verdict(
         "C6",
         "With little data on a new rule, Muon in pretraining and finetuning is worse than AdamW in both.",
@@ -124,9 +133,35 @@ def _judge_small_data(small: pd.DataFrame) -> Verdict:
         cells=cells,
         groups=_by_language(counted, SMALLEST_C6, seeds),
         secondary=tuple(item for item in secondary if item.n),
-        artifacts=("small_data", "small_data.csv"),
-        caveats=tuple(_caveats(wide, counted, seeds)),
+        artifacts=("small_data", "small_data.csv", "small_data_bases.csv"),
+        caveats=tuple(caveats),
     )  # fmt: skip
+
+
+def _rates(small: pd.DataFrame, names: set[str]) -> pd.DataFrame:
+    """The chosen learning rates of each pairing in ``names``: language, examples, pair, lr, edge (as of
+    ``synthlm.tendency.searches``); seeds may have chosen several."""
+    named = small.assign(pair=small["base"] + "-" + small["arm"])
+    named = named[named["pair"].isin(names)]
+    keys = ["language", "examples", "pair"]
+    tried = named.groupby(keys)["lr"].agg(lowest="min", highest="max")
+    chosen = named[named["chosen"].astype(bool)].drop_duplicates([*keys, "lr"]).join(tried, on=keys)
+    low, high = chosen["lr"] == chosen["lowest"], chosen["lr"] == chosen["highest"]
+    edge = np.select([low & high, low, high], ["only", "low", "high"], "")
+    return chosen[[*keys, "lr"]].assign(edge=edge).sort_values([*keys, "lr"], ignore_index=True)
+
+
+def _left_out(bases: pd.DataFrame | None) -> list[str]:
+    """Names the bases that were not finetuned."""
+    if bases is None:
+        return []
+    failed = bases[~bases["passed"].astype(bool)]
+    named = [
+        f"{row.base} of seed {row.seed} ({row.status if row.status == 'diverged' else f'{row.accuracy:.2f}'})"
+        for row in failed.itertuples()
+    ]
+    text = f"bases left out, below an accuracy of {PASS_ACCURACY:g} in their own language: {', '.join(named)}"
+    return [text] if named else []
 
 
 def _speaks(rows: pd.DataFrame, names: list[str], seeds: Sequence[int]) -> str:
@@ -233,6 +268,19 @@ def _judge_tendency(tables: Mapping[str, pd.DataFrame]) -> Verdict:
         *_of_items(tables),
     ]
     caveats = list(_caveats(found, counted, seeds))
+    if 0 in seeds and len(counted):
+        later = counted[counted["seed"] != 0]
+        unseen = _headline(
+            "without seed 0, which learning rates are chosen on", later, [s for s in seeds if s]
+        )
+        secondary.append(unseen)
+        caveats.append(
+            "learning rates are chosen by recall and held-out items of seed 0, which counts too"
+            f" (without it: {signed(unseen)})"
+        )
+    swept = searches(tables["tendency"])
+    swept = swept[swept["optimizer"].isin([ONE, OTHER])]
+    caveats += [*_at_ends(swept, CELL, "optimizer", counted), *_none_alone(verdict, cells)]
     diverged = int(found["diverged"].astype(bool).sum())
     if diverged:
         caveats.append(
@@ -379,3 +427,36 @@ def _caveats(found: pd.DataFrame, counted: pd.DataFrame, seeds: Sequence[int]) -
             f"{len(found) - len(counted)} of {len(found)} comparisons are of cells that do not count"
         )
     return notes
+
+
+def _at_ends(rates: pd.DataFrame, keys: list[str], who: str, counted: pd.DataFrame) -> list[str]:
+    """Names the best learning rates that are an end of those tried; ``rates``: keys, ``who`` tuned, lr, edge."""
+    cells = counted[keys].drop_duplicates()
+    rates = rates.merge(cells, on=keys)
+    notes = []
+    ends = rates[rates["edge"].isin(["low", "high"])]
+    if len(ends):
+        ways = {"low": "lowest", "high": "highest"}
+        named = [
+            f"{' '.join(f'{row[key]}' for key in keys)} {row[who]} ({row['lr']:g}, the {ways[row['edge']]})"
+            for row in ends.to_dict("records")
+        ]
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        notes.append(
+            f"best learning rates that are an end of those tried, in {len(ends[keys].drop_duplicates())} of"
+            f" {len(cells)} cells that count: {', '.join(named[:SHOWN])}{more}"
+        )
+    single = rates[rates["edge"] == "only"]
+    if len(single):
+        notes.append(
+            f"a single learning rate was tried in {len(single)} of {len(rates)} searches, in"
+            f" {len(single[keys].drop_duplicates())} of {len(cells)} cells that count"
+        )
+    return notes
+
+
+def _none_alone(verdict: str, cells: Sequence[Cell]) -> list[str]:
+    """Tells of a support that no cell shows by itself."""
+    if verdict != "supported" or any(cell.counted and cell.estimate.p_holm < CORRECTED for cell in cells):
+        return []
+    return [f"supported over all cells, but in none of them is p below {CORRECTED:g} after Holm's correction"]

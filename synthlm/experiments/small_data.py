@@ -22,6 +22,7 @@ from synthlm.experiments.consistency import (
     ModelSettings,
     Pretraining,
     goal_rows,
+    succeeded,
 )
 from synthlm.experiments.rote_rule import TunedOptimizer, sized
 from synthlm.jobs import Finetune, Job, Pretrain, Training
@@ -107,6 +108,9 @@ class SmallData(ConsistencyStudy):
         Columns: job, seed, base, arm, language, examples, lr, chosen (the learning rate that is best on the other
         seeds), status, step (the last one evaluated), accuracy, loss, n (of held-out tokens of the new rule),
         train_accuracy (on its examples), kept (mean accuracy over the old goal slices).
+
+        ``small_data_bases``: the bases they start from, a row a base and seed. Columns: job, seed, base, lr, status,
+        accuracy (of the worst goal slice at the end), passed (whether that is enough; others are not finetuned).
         """
         names = {place(*cell): cell for cell in self.small.cells()}
         rows = []
@@ -124,7 +128,30 @@ class SmallData(ConsistencyStudy):
                         "chosen": picked[job.seed] == job.optimizer.lr,
                     }  # fmt: skip
                     rows.append(head | end_of(job, record))
-        return {self.NAME: pd.DataFrame(rows)} if rows else {}
+        bases = self._pretrained(results)
+        found = {self.NAME: pd.DataFrame(rows), f"{self.NAME}_bases": pd.DataFrame(bases)}
+        return {name: table for name, table in found.items() if len(table)}
+
+    def _pretrained(self, results: Results) -> list[dict[str, Any]]:
+        """A row a base and seed that is done; of a base all of whose rates diverged, that of its lowest rate."""
+        bases = self.chosen(results)
+        for name in self.settings.pretraining.bases:
+            jobs, best = self._base_search(name, results)
+            if best is None and all(results(job) is not None for job in jobs):
+                bases[name, jobs[0].seed] = jobs[0]
+        rows = []
+        for (name, seed), job in sorted(bases.items()):
+            record = results(job)
+            if record is not None:
+                accuracy = goal_rows(record, "old", "accuracy")
+                rows.append(
+                    {
+                        "job": job.key[:12], "seed": seed, "base": name, "lr": job.optimizer.lr,
+                        "status": record.manifest["status"], "accuracy": min(accuracy[max(accuracy)]),
+                        "passed": succeeded(record),
+                    }
+                )  # fmt: skip
+        return rows
 
 
 def final_score(record: Record | None) -> float:

@@ -90,8 +90,8 @@ class TendencyStudy:
         return list(dict.fromkeys(job for part in parts for job in part.jobs(results)))
 
     def tables(self, results: Results) -> dict[str, pd.DataFrame]:
-        """``tendency``: training from scratch; ``small_data``, ``counterfactual``, ``exposure``, ``capacity``,
-        ``corruption``, ``injection``."""
+        """``tendency``: training from scratch; ``small_data``, ``small_data_bases``, ``counterfactual``,
+        ``exposure``, ``capacity``, ``corruption``, ``injection``."""
         tables = {} if self.map is None else {"tendency": self.map.table(results)}
         if self.small_data is not None:
             tables |= self.small_data.tables(results)

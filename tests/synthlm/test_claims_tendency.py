@@ -144,6 +144,49 @@ def test_c6_is_of_cells_that_are_complete_over_seeds(generator) -> None:
     assert "no comparison has a number on seed 3" in none.caveats
 
 
+def test_c6_names_best_rates_that_are_an_end(generator) -> None:
+    """Of the two rates tried the higher one is chosen; with a third above it no end is."""
+    table = small_data(PAIRS, generator)
+    note = next(note for note in verdict_c6(table).caveats if "end of those tried" in note)
+    assert "in 1 of 1 cells that count" in note
+    assert "new-rule 64 adamw-adamw (0.2, the highest), new-rule 64 muon-muon (0.2, the highest)" in note
+    higher = table[table["lr"] == 0.1].assign(lr=0.4)
+    found = verdict_c6(pd.concat([table, higher]))
+    assert not any("end of those tried" in note for note in found.caveats)
+    single = verdict_c6(table[table["chosen"]])
+    assert "a single learning rate was tried in 2 of 2 searches, in 1 of 1 cells that count" in single.caveats
+
+
+def test_c6_names_bases_that_did_not_learn_their_language(generator) -> None:
+    bases = pd.DataFrame(
+        [
+            {"job": "0", "seed": seed, "base": base, "lr": 0.1, "status": status, "accuracy": accuracy,
+             "passed": accuracy > 0.9}
+            for base, seed, status, accuracy in (
+                ("adamw", 0, "done", 0.99), ("muon", 0, "done", 0.991), ("muon", 1, "done", 0.871),
+                ("adamw", 1, "diverged", 0.1),
+            )
+        ]
+    )  # fmt: skip
+    found = claims.judge({"small_data": small_data(PAIRS, generator), "small_data_bases": bases})[0]
+    assert (
+        "bases left out, below an accuracy of 0.9 in their own language: muon of seed 1 (0.87), adamw of seed 1"
+        " (diverged)" in found.caveats
+    )
+    assert not any("left out" in note for note in verdict_c6(small_data(PAIRS, generator)).caveats)
+
+
+def test_c6_tells_when_no_cell_is_enough_by_itself(generator) -> None:
+    """Two cells whose noise cancels in their mean."""
+    table = small_data(PAIRS, generator, languages=("new-rule", "other-rule"))
+    up, down = [0.0, 0.3, 0.0, 0.31], [0.3, 0.0, 0.3, 0.0]
+    found = verdict_c6(with_effects(table, {"new-rule": up, "other-rule": down}))
+    assert found.verdict == "supported"
+    note = "supported over all cells, but in none of them is p below 0.05 after Holm's correction"
+    assert note in found.caveats
+    assert note not in verdict_c6(table).caveats
+
+
 def test_a_rate_that_was_not_chosen_does_not_count(generator) -> None:
     table = small_data(PAIRS, generator)
     table.loc[~table["chosen"], "accuracy"] = 1.0
@@ -228,6 +271,27 @@ def test_c7_tells_of_runs_that_diverged(generator) -> None:
     found = verdict_c7(table.assign(status="diverged"))
     assert {cell.why for cell in found.cells} == {"one of the two diverged on every seed"}
     assert found.verdict == "inconclusive"
+
+
+def test_c7_names_best_rates_that_are_an_end_and_counts_without_the_seed_they_are_chosen_on(
+    generator,
+) -> None:
+    table = tendency_table({"adamw": 0.9, "muon": 0.6, "sgd": 0.5}, generator)
+    rule = (table["optimizer"] == "adamw") & (table["seed"] == 0) & (table["goal"] == "rule")
+    table.loc[rule, "accuracy"] = (table["accuracy"] * 1.1).clip(upper=1)
+    swept = table[table["seed"] == 0].assign(chosen=False)
+    tried = [
+        swept[~((swept["optimizer"] == "muon") & (swept["items"] == 50))].assign(lr=0.2),
+        swept[swept["optimizer"] == "adamw"].assign(lr=0.05),
+    ]
+    found = verdict_c7(pd.concat([table, *tried]))
+    note = next(note for note in found.caveats if "end of those tried" in note)
+    assert note.endswith("in 1 of 2 cells that count: cipher 400 0.5 muon (0.1, the lowest)")
+    assert "a single learning rate was tried in 1 of 4 searches, in 1 of 2 cells that count" in found.caveats
+    without = next(item for item in found.secondary if "without seed 0" in item.name)
+    assert (without.n, found.effect.n) == (2, 3)
+    assert without.effect == pytest.approx(0.7 * 0.3, abs=0.01) != found.effect.effect
+    assert any("held-out items of seed 0, which counts too" in note for note in found.caveats)
 
 
 def test_c7_does_not_count_cells_in_which_nobody_finds_the_rule(generator) -> None:

@@ -273,6 +273,33 @@ def test_small_data_tells_the_end_of_every_finetuning(tmp_path: Path) -> None:
         assert row.accuracy == end["accuracy"].item()
 
 
+def test_small_data_tells_which_bases_are_left_out(tmp_path: Path) -> None:
+    made = study(small_data=SMALL)
+    store = Store(tmp_path)
+    results = finish(made, store)
+    bases = made.tables(results)["small_data_bases"]
+    assert sorted(zip(bases["base"], bases["seed"], strict=True)) == [
+        (name, seed) for name in ("adamw", "muon") for seed in (0, 1)
+    ]
+    assert bases["passed"].all()
+    assert (bases["accuracy"] >= 0.9).all()
+    muon = set(bases.loc[bases["base"] == "muon", "job"])
+
+    def one_diverged(job: Any) -> Any:
+        record = results(job)
+        if job.key[:12] in muon and job.seed == 1:
+            record.manifest["status"] = "diverged"
+        return record
+
+    made = study(small_data=SMALL)
+    tables = made.tables(one_diverged)
+    bases = tables["small_data_bases"].set_index(["base", "seed"])
+    assert not bases.loc[("muon", 1), "passed"]
+    assert bases["passed"].sum() == 3
+    assert set(tables["small_data"].query("base == 'muon'")["seed"]) == {0}
+    assert made.tables(lambda job: None) == {}
+
+
 def test_no_seed_chooses_its_rate_by_itself() -> None:
     scores = {(0, 0.1): 1.0, (0, 0.2): 0.0, (1, 0.1): 0.4, (1, 0.2): 0.5, (2, 0.1): 0.2, (2, 0.2): 0.3}
     assert unseen_choice(scores) == {0: 0.2, 1: 0.1, 2: 0.1}
