@@ -4,6 +4,7 @@ import math
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from synthlm.tasks.assembly import assemble
@@ -20,6 +21,8 @@ class Biographies(SingleConfig):
 
     people, attributes, templates: counts. heldout_templates: of each fact, so many random sentences are held out (0:
     none): the fact is told in other words, and these words with other people's names, so the sentence can be inferred.
+    Where random choices leave a template that no training sentence uses, somebody random is told in it instead of
+    another one; with too few people for that, the settings are refused.
     name_length, value_length, words: symbols. values: each attribute has so many possible values, a random set of
     strings; None: all strings.
 
@@ -49,6 +52,12 @@ class Biographies(SingleConfig):
                 f"heldout_templates: {self.heldout_templates} leaves no sentence of {self.templates} to train on; "
                 f"allowed: 0..{self.templates - 1}"
             )
+        told = self.templates - self.heldout_templates
+        if self.people * told < self.templates:
+            raise ValueError(
+                f"people: {self.people}, each told in {told} of {self.templates} templates in training, leave templates "
+                f"that only held-out sentences use; allowed: {-(-self.templates // told)} or more"
+            )
         lower, upper = self.alphabet // 2, self.alphabet - self.alphabet // 2
         for field, wanted, base, length in (
             ("people", self.people, lower, self.name_length),
@@ -70,9 +79,7 @@ class Biographies(SingleConfig):
         sayings = self.attributes * self.templates
         words = lower + distinct_strings(generators("words"), sayings, self.alphabet - lower, self.words)
         values, bits = self._values(generators("values"))
-        shape = (self.people, self.attributes, self.templates)
-        order = generators("heldout").permuted(np.broadcast_to(np.arange(self.templates), shape), axis=2)
-        heldout = order >= self.templates - self.heldout_templates
+        heldout = self._heldout(generators("heldout"))
         person, attribute, template = np.nonzero(~heldout)
         later = np.nonzero(heldout)
         person, attribute, template = (
@@ -100,6 +107,19 @@ class Biographies(SingleConfig):
             bits=bits,
             rule_bits=math.log2(groupings),
         )
+
+    def _heldout(self, generator: np.random.Generator) -> NDArray[np.bool_]:
+        """[person, attribute, template] whether the sentence is held out; of each template somebody's is not."""
+        shape = (self.people, self.attributes, self.templates)
+        order = generator.permuted(np.broadcast_to(np.arange(self.templates), shape), axis=2)
+        heldout = order >= self.templates - self.heldout_templates
+        for attribute, template in np.argwhere(heldout.all(axis=0)):
+            told = ~heldout[:, attribute]
+            people, spare = np.nonzero(told & (told.sum(axis=0) > 1))
+            which = generator.integers(len(people))
+            heldout[people[which], attribute, template] = False
+            heldout[people[which], attribute, spare[which]] = True
+        return heldout
 
     def _values(self, generator: np.random.Generator) -> tuple[Integers, float]:
         """[person, attribute, value_length] and the bits they hold."""

@@ -177,6 +177,40 @@ def test_a_fact_is_told_alike_in_every_sentence_and_in_other_words_than_held_out
     assert language.rule_bits == pytest.approx(math.log2(math.factorial(6) / (6 * 6 * 2)))
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, templates=st.integers(2, 5), more=st.integers(0, 2), data=st.data())
+def test_held_out_sentences_use_words_of_training_however_few_the_people(
+    seed: int, templates: int, more: int, data: st.DataObject
+) -> None:
+    hidden = data.draw(st.integers(1, templates - 1))
+    people = -(-templates // (templates - hidden)) + more
+    few = {"people": people, "templates": templates, "heldout_templates": hidden, "attributes": 2}
+    language = build(Biographies(alphabet=24, **few), seed)
+
+    def phrases(table: Table) -> list[tuple[int, ...]]:
+        return [tuple(t for t in row if t - 16 >= 12) for row in table.tokens[:, 1:5].tolist()]
+
+    heldout = (language.probe.slices == 1).any(axis=1)
+    said = phrases(language.train)
+    assert set(phrases(language.probe.take(np.flatnonzero(heldout)))) <= set(said)
+    assert len(set(said)) == 2 * templates
+    assert heldout.sum() == people * 2 * hidden
+    per_person = Counter(
+        tuple(t for t in row if t - 16 < 12) for row in language.train.tokens[:, 1:5].tolist()
+    )
+    assert set(per_person.values()) == {2 * (templates - hidden)}
+    if people > 1 and more == 0:
+        words = [*few.items(), ("people", people - 1)]
+        with pytest.raises(InputError, match=f"allowed: {people} or more"):
+            parse(Biographies, dict(words), "language")
+
+
+def test_biographies_of_many_people_are_drawn_as_ever() -> None:
+    """Digests of draws that leave no template to training's loss: they are never touched."""
+    assert build(Biographies(), 0).sha256.startswith("b1b58a1ae5ed6081")
+    assert build(Biographies(people=32), 3).sha256.startswith("5c3b7a2711665268")
+
+
 def test_bits_of_pooled_values_against_all_pools() -> None:
     config = Biographies(people=4, attributes=1, templates=1, heldout_templates=0, alphabet=4, words=1,
                          name_length=2, value_length=1, values=2)  # fmt: skip
@@ -490,6 +524,7 @@ def test_prescribed_items_are_training_items_and_part_of_the_digest() -> None:
         (Strings, {"items": 30, "alphabet": 5, "prefix": 2}, ["items", "30", "1..25"]),
         (Biographies, {"heldout_templates": 4}, ["heldout_templates", "4", "0..3"]),
         (Biographies, {"people": 20, "alphabet": 8}, ["people", "20", "16"]),
+        (Biographies, {"people": 1}, ["people", "1", "2 or more"]),
         (Recall, {"pairs": 17}, ["pairs", "17", "1..16"]),
         (Recall, {"queries": 5}, ["queries", "5", "1..4"]),
         (Recall, {"pairs": 1, "queries": 1}, ["items", "1024", "256"]),
