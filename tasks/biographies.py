@@ -55,8 +55,8 @@ class Biographies(SingleConfig):
         told = self.templates - self.heldout_templates
         if self.people * told < self.templates:
             raise ValueError(
-                f"people: {self.people}, each told in {told} of {self.templates} templates in training, leave templates "
-                f"that only held-out sentences use; allowed: {-(-self.templates // told)} or more"
+                f"people: {self.people}, each told in {told} of {self.templates} templates in training, leave "
+                f"templates that only held-out sentences use; allowed: {-(-self.templates // told)} or more"
             )
         lower, upper = self.alphabet // 2, self.alphabet - self.alphabet // 2
         for field, wanted, base, length in (
