@@ -85,5 +85,5 @@ def caption(data: pd.DataFrame) -> str:
         f" sizes, so an item was seen {many:.0f} times in the smallest and {few:.0f} times in the largest set: what"
         " falls short there is training as much as capacity. Plateau: least squares of the logarithm of min(bits to"
         " store, capacity), mean over seeds. Every size has its own learning-rate search. Dots: seeds; lines: mean;"
-        f" bands: interval. {cells.seeds_text(data)}"
+        f" bands: interval. {cells.DIVERGED} {cells.seeds_text(data)}"
     )

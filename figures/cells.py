@@ -11,6 +11,14 @@ from synthlm.figures import style
 from synthlm.figures.arms import interval_text
 from synthlm.statistics import bootstrap_table
 
+DIVERGED = "Models that diverged are left out."
+"""What captions say of models that were not asked."""
+EXCEPTIONS = (
+    "Where the rote items are exceptions to the rule itself, they are among the rule examples: of N examples,"
+    " N (1 - rote share) follow it."
+)
+"""What captions say of how rule examples are counted."""
+
 SUMMARY = ("mean", "low", "high", "n", "interval")
 
 

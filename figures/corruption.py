@@ -78,5 +78,5 @@ def caption(data: pd.DataFrame) -> str:
         f" then), and the step at which recall of the exceptions reaches 90% (right; never in {never} of {len(data)}"
         f" runs, which the mean leaves out). The control is the smallest number, {fewest}: what is wrong there is not"
         " the exceptions' doing. Each optimizer at its own best learning rate for each number. Lines: mean; bands:"
-        f" interval. {cells.seeds_text(data)}"
+        f" interval. {cells.DIVERGED} {cells.seeds_text(data)}"
     )

@@ -70,5 +70,5 @@ def caption(data: pd.DataFrame) -> str:
         " every token by models trained with it than by models trained without it. Near 0: the rule answers it, or"
         f" nothing does; near 1: known by rote. Items: {listed}; a single score's standard error is"
         f" {data['error'].median():.2f} (median), with {models} models a seed. Each optimizer"
-        f" at the learning rate that is best on the whole language. {cells.seeds_text(data)}"
+        f" at the learning rate that is best on the whole language. {cells.DIVERGED} {cells.seeds_text(data)}"
     )

@@ -125,5 +125,5 @@ def caption(data: pd.DataFrame) -> str:
         f" in {unknown} of"
         f" {len(data)} runs (how many of a cell's seeds, where not all; the mean leaves them out and is then"
         " too low). Each"
-        f" optimizer at its own best learning rate. {cells.seeds_text(data)}"
+        f" optimizer at its own best learning rate. {cells.EXCEPTIONS} {cells.seeds_text(data)}"
     )

@@ -65,5 +65,5 @@ def caption(data: pd.DataFrame) -> str:
         f" {data['references'].max()} strings never trained on, mean over {data['canaries'].min()} canaries for each"
         " number of repeats. A canary with r repeats is drawn r times as often as an item of the language it is planted"
         f" in. Each optimizer at its own best learning rate. Dots: seeds; lines: mean; bands: interval."
-        f" {cells.seeds_text(data)}"
+        f" {cells.DIVERGED} {cells.seeds_text(data)}"
     )

@@ -1,4 +1,4 @@
-"""Figure: what is left of strings that one step of training saw, as training goes on without them."""
+"""Figure: what is left of strings that a step of training saw, or a few, as training goes on without them."""
 
 import numpy as np
 import pandas as pd
@@ -88,10 +88,15 @@ def caption(data: pd.DataFrame) -> str:
     untaught = int((taught.groupby(["optimizer", "seed"])["retained"].count() == 0).sum())
     runs = data.groupby(["optimizer", "seed"]).ngroups
     before = data[data["since"] == 0]["background"]
+    taught_from = taught.loc[
+        taught["retained"].notna(), "since"
+    ].min()  # the share is 1 right after the injection
+    repeats = int(taught["since"].min() if np.isnan(taught_from) else taught_from)
+    fill = "fill one training step" if repeats == 1 else f"fill each of {repeats} consecutive training steps"
     none = f" (in {untaught} of {runs} runs it taught nothing; they have no share)" if untaught else ""
     return (
         f"Forgetting curves (arXiv 2205.10770): {data['items'].max()} random strings"
-        f" ({data['chance'].max():.0f} bits each) fill one training step and are never seen again. Left: what is"
+        f" ({data['chance'].max():.0f} bits each) {fill} and are never seen again. Left: what is"
         f" remembered of them, the mean loss of {data['references'].max()} strings drawn alike and never trained on"
         " minus theirs; at 'before' it is what chance in the draw of the strings makes. Right: the share that is left"
         f" of what the injection had added right after it{none}; it rises above 1 while momentum goes on with the"

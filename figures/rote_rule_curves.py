@@ -98,5 +98,5 @@ def caption(data: pd.DataFrame) -> str:
         " (search on seed"
         f" 0). {len(broken)} of {len(data[RUN].drop_duplicates())} runs diverged. Lines: mean over seeds;"
         " bands: interval."
-        f" {cells.seeds_text(data)}"
+        f" {cells.EXCEPTIONS} {cells.seeds_text(data)}"
     )

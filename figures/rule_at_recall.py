@@ -106,5 +106,5 @@ def caption(data: pd.DataFrame) -> str:
         f" Each optimizer at its own best learning rate of {tried}; in {ends} of {len(searched)} searches"
         " that is an end of"
         " the rates tried. Lines: mean; bands: interval."
-        f" {cells.seeds_text(data)}"
+        f" {cells.EXCEPTIONS} {cells.seeds_text(data)}"
     )

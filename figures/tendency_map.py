@@ -134,18 +134,24 @@ def caption(data: pd.DataFrame) -> str:
     """What is shown, what the marks mean, how many seeds."""
     pairs = data[data["reading"] != BEST]
     raw, corrected = int((pairs["p"] < LEVEL).sum()), int((pairs["p_holm"] < LEVEL).sum())
+    counts = data["n"].where(data["n"] > 0)  # the rest is crossed out
+    few, many = (0, 0) if counts.isna().all() else (int(counts.min()), int(counts.max()))
+    seeds = f"{many}" if few == many else f"{few} to {many} (by cell and reading)"
     better, worse = int((pairs["low"] > 0).sum()), int((pairs["high"] < 0).sum())
     return (
         "Map of the tendency to learn by rote: accuracy on held-out instances of the rule, Muon minus AdamW,"
         " by number of"
         " rule examples and rote share, read in three ways: at the end of training, when rote recall first"
         " reaches 90%, and"
-        " when both have the same training loss (the lowest that both reach). Orange: Muon generalizes better; purple:"
+        " when both have the same training loss (the lowest that both reach: the one that ends with the higher loss is"
+        " read there at its annealed end, the other in mid-schedule; pairs of which one diverged are left out)."
+        " Orange: Muon generalizes better; purple:"
         " AdamW. Last row: the optimizer with the highest mean at the end among all, and its lead over the"
-        " next. One star:"
+        " next; these two are picked by the very numbers tested, so the row's stars come too easily. One star:"
         f" p < {LEVEL} in the paired t test over seeds; two stars: still so after Holm's correction over all cells and"
         f" readings shown (the last row apart). {raw} of {len(pairs)} Muon-AdamW cells have one star or two,"
         f" {corrected} two;"
-        f" Muon is ahead in {better} of these, AdamW in {worse}. n = {int(data['n'].max())} paired seeds; crossed out:"
-        " undefined, recall not reached. Each optimizer at its own best learning rate in each cell."
+        f" Muon is ahead in {better} of these, AdamW in {worse}. n = {seeds} paired seeds; crossed out:"
+        " undefined, recall not reached or no pair left. Each optimizer at its own best learning rate in each cell."
+        f" {cells.EXCEPTIONS}"
     )

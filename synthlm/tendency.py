@@ -125,7 +125,8 @@ def differences(traces: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     frames = []
     for reading in READINGS:
         if reading == "matched":
-            pair = matched(traces, first, second)[[*CELL, "seed", "first", "second"]]
+            read = matched(traces, first, second)[[*CELL, "seed", "first", "second"]]
+            pair = wide.index.to_frame(index=False).merge(read, how="left", on=[*CELL, "seed"])
         elif {(reading, first), (reading, second)} <= set(wide.columns):
             pair = wide[reading][[first, second]].set_axis(["first", "second"], axis=1).reset_index()
         else:

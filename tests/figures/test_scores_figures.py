@@ -205,6 +205,21 @@ def test_forgetting_starts_right_before_the_injection_and_leaves_out_who_learnt_
     np.testing.assert_allclose(share.get_ydata(), 1 / share.get_xdata())
 
 
+def test_captions_tell_what_is_left_out_and_how_often_strings_were_injected(generator):
+    for name in ("counterfactual", "exposure", "capacity", "corruption"):
+        module = figures.get(name)
+        caption = module.caption(module.data(MAKERS[name](generator, 3, ("adamw", "muon"))))
+        assert "Models that diverged are left out." in caption
+    module = figures.get("forgetting_curves")
+    table = _injection(generator, 3, ("adamw", "sgd"))
+    assert "fill one training step and are" in module.caption(module.data(table))
+    within = table["since"].isin([1, 2])  # four steps: what lies within them is not after the injection
+    longer = table.assign(retained=table["retained"].mask(within))
+    assert "fill each of 4 consecutive training steps and are" in module.caption(module.data(longer))
+    nothing = table[(table["optimizer"] == "sgd") & ~within]
+    assert "fill each of 4 consecutive" in module.caption(module.data(nothing))
+
+
 def test_only_chosen_rates_are_shown(generator):
     data = figures.get("small_data").data(_small_data(generator, 2, ("adamw", "muon")))
     assert set(data["lr"]) == {0.2}

@@ -94,3 +94,29 @@ def test_the_map_tells_who_is_best_and_by_how_much():
     end = data[(data["reading"] == "rule") & (data["items"] < 512)]
     np.testing.assert_allclose(best["mean"].to_numpy(), end["mean"].to_numpy())
     np.testing.assert_allclose(end["mean"], 0.08 * logistic(300, 60, 1.0), atol=0.01)
+
+
+def test_captions_tell_what_numbers_rest_on():
+    whole = figures.data_of("tendency_map", {"tendency": make_tendency(items=(128,))})
+    broken = figures.data_of(
+        "tendency_map", {"tendency": make_tendency(items=(128,), diverged=(("muon", 1),))}
+    )
+    caption = figures.get("tendency_map").caption
+    assert "n = 3 paired seeds" in caption(whole)
+    one = make_tendency(items=(128,), diverged=(("muon", 0), ("adamw", 1), ("muon", 2)))
+    gone = figures.data_of("tendency_map", {"tendency": one}).query("reading == 'matched'")
+    assert (gone["n"] == 0).all()
+    assert len(gone) == 4, "crossed out rather than missing"
+    assert "n = 2 to 3 (by cell and reading) paired seeds" in caption(broken)
+    for text in (
+        "annealed end",
+        "in mid-schedule",
+        "one diverged are left out",
+        "picked by the very numbers tested",
+    ):
+        assert text in caption(whole)
+    for name in ("tendency_map", "data_needed", "rule_at_recall", "rote_rule_curves"):
+        data = figures.data_of(name, {"tendency": make_tendency(items=(128,))})
+        assert "exceptions to the rule itself, they are among the rule examples" in figures.get(name).caption(
+            data
+        )

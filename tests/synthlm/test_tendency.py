@@ -102,7 +102,10 @@ def test_pairs_of_which_one_diverged_have_no_equal_loss() -> None:
     assert set(pairs["seed"]) == {0, 2}
     assert len(pairs) == 2 * 3 * 2 * 2
     read = differences(traces, "muon", "adamw")
-    assert set(read[read["reading"] == "matched"]["seed"]) == {0, 2}
+    read = read[read["reading"] == "matched"]
+    assert len(read) == 2 * 3 * 2 * 3
+    assert set(read.loc[read["difference"].isna(), "seed"]) == {1}
+    assert set(read.loc[read["difference"].notna(), "seed"]) == {0, 2}
     assert set(matched(traces, "adamw", "sgd")["seed"]) == {0, 1, 2}
 
 
