@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synthlm.analysis.capacity import memorized_bits
 from synthlm.analysis.memorization import counterfactual, exposure
@@ -45,10 +45,26 @@ class ExposureSettings(Scratch):
 
 
 class CapacitySettings(Scratch):
-    """The section ``[tendency.capacity]``: pure rote of each number of ``items``; every size has its own search."""
+    """The section ``[tendency.capacity]``: pure rote of each number of ``items``; every size has its own search.
+
+    Strings need a prefix: bits are counted symbol by symbol against uniform chance, but strings without keys are a set,
+    whose bits are no such sum, so that a perfect memorizer would seem to store less than all.
+    """
 
     language: Annotated[Facts | Strings, Field(discriminator="name")]
     items: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=2)
+
+    @field_validator("language")
+    @classmethod
+    def _keyed(cls, value: Facts | Strings) -> Facts | Strings:
+        if isinstance(value, Strings) and value.prefix == 0:
+            raise ValueError(
+                "prefix: 0 gives strings no keys, and the bits that a set of them holds are not counted symbol by"
+                f" symbol; allowed: 1..{value.length - 1}"
+                if value.length > 1
+                else "length: 1 leaves no room for a prefix, which strings need here; allowed: 2 and more"
+            )
+        return value
 
 
 class CorruptionSettings(Scratch):

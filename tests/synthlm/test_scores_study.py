@@ -133,6 +133,22 @@ def test_stored_bits_are_those_of_the_models_own_losses(tmp_path: Path) -> None:
     assert row["exposures"] == 120 * 16 / row["items"]
 
 
+def test_bits_of_strings_are_counted_beside_a_prefix_alone() -> None:
+    def at(**language: Any) -> TendencyStudy:
+        strings = {"name": "strings", "alphabet": 8, "length": 4, "items": 1, **language}
+        return study(
+            capacity={**COMMON, "training": training(5), "items": [8, 32], "language": strings},
+        )
+
+    with pytest.raises(InputError, match=r"capacity.language.*prefix: 0 .*1\.\.3"):
+        at()
+    with pytest.raises(InputError, match="length: 1 leaves no room"):
+        at(length=1)
+    for language in at(prefix=2).scores[0].languages():
+        # what a perfect memorizer stores, counted symbol by symbol
+        assert build(language, 0).bits == pytest.approx(language.items * 2 * 3)
+
+
 def test_corruption_is_set_against_a_language_of_one_exception(tmp_path: Path) -> None:
     whole = {**EXCEPTIONS, "exceptions": 1}
     made = study(
