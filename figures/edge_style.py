@@ -29,13 +29,10 @@ def cells(data: pd.DataFrame, most: int) -> list[tuple[str, str]]:
     made_it = np.isfinite(main["grokked"].astype(float)).groupby([main["task"], main["arm"]]).sum()
     by_task = made_it.groupby("task").sum()
     first, *others = sorted(by_task.index, key=lambda task: (-by_task[task], str(task)))
-    ranked = {
-        task: sorted(made_it[task].index, key=lambda arm, task=task: (-made_it[task, arm], str(arm)))
-        for task in others
-    }
+    ranked = {task: made_it[task].sort_index().sort_values(ascending=False, kind="stable") for task in others}
     shown = [(first, arm) for arm in sorted(made_it[first].index)]
-    shown += [(task, arms[0]) for task, arms in ranked.items()]
-    shown += [(task, arm) for task, arms in ranked.items() for arm in arms[1:]]
+    shown += [(task, arms.index[0]) for task, arms in ranked.items()]
+    shown += [(task, arm) for task, arms in ranked.items() for arm in arms.index[1:]]
     return [(str(task), str(arm)) for task, arm in shown[:most]]
 
 

@@ -178,7 +178,7 @@ def test_settings_that_cannot_be_recorded_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             job_from_json(json.dumps(job))
     job = json.loads(pretrain().model_dump_json())
-    job["training"]["edge"] = {"sets": ["*.lora_A"]}
+    job["training"]["edge"] = {"every": 1, "sets": ["*.lora_A"]}
     with pytest.raises(InputError, match=r"training\.edge\.sets: no parameter"):
         job_from_json(json.dumps(job))
 
