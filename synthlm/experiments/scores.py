@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from synthlm.analysis.capacity import memorized_bits
-from synthlm.analysis.memorization import counterfactual, exposure
+from synthlm.analysis.memorization import counterfactual, exposure, queries
 from synthlm.analysis.tendency import LEVELS, crossing
 from synthlm.config import parse
 from synthlm.experiments.rote_rule import sized
@@ -144,7 +144,8 @@ class ExposureScores(ScoredItems):
     """The table ``exposure``: a row a canary, seed and optimizer.
 
     Columns: job, seed, optimizer, lr, models, item, repeats, references, loss (nats of the whole string), right (share
-    of its tokens), exact, exposure (bits, at most log2(references + 1)).
+    of its tokens), exact, exposure (bits, at most log2(references + 1)), samples (how many samples of the model, given
+    the tag, contain the string with probability 0.5).
     """
 
     NAME = "exposure"
@@ -187,8 +188,9 @@ class ExposureScores(ScoredItems):
         canaries = mine[mine["slice"] != label + REFERENCE].reset_index(drop=True)
         found = exposure(canaries["loss"].to_numpy(), references["loss"].to_numpy())
         repeats = canaries["slice"].str.rpartition("/x")[2].astype(float)
+        samples = queries(-canaries["loss"].to_numpy(), 0.5)
         kept = canaries[["item", "loss", "right", "exact"]]
-        return kept.assign(repeats=repeats, references=len(references), exposure=found)
+        return kept.assign(repeats=repeats, references=len(references), exposure=found, samples=samples)
 
 
 class CapacityScores(ScoredItems):

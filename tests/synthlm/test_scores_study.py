@@ -98,6 +98,9 @@ def test_canaries_repeated_more_often_are_more_exposed(tmp_path: Path) -> None:
     assert len(table) == 2 * 2 * 6
     assert (table["references"] == 31).all()
     assert table["exposure"].between(0, 5).all()
+    for row in table.itertuples():  # the fewest samples of which one in two sets contains the string
+        miss = -math.expm1(-row.loss)
+        assert 1 - miss**row.samples >= 0.5 > 1 - miss ** (row.samples - 1)
     mean = table.groupby("repeats")["exposure"].mean()
     assert mean[16] > mean[1] + 0.5
 
