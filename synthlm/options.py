@@ -16,10 +16,10 @@ LEARNING_RATES = {
     "adamw": 0.003,
     "muon": 0.02,
     "sgd": 0.1,
-    "signsgd": 0.001,
-    "lion": 0.001,
-    "shampoo": 0.1,
-    "soap": 0.003,
+    "signsgd": 0.002,
+    "lion": 0.002,
+    "shampoo": 0.2,
+    "soap": 0.006,
 }
 """Where ``--lr`` is not given: of every rule, from trials on small models."""
 

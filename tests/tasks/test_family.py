@@ -206,7 +206,7 @@ def test_held_out_sentences_use_words_of_training_however_few_the_people(
 
 
 def test_biographies_of_many_people_are_drawn_as_ever() -> None:
-    """Digests of draws that leave no template to training's loss: they are never touched."""
+    """Digests from before somebody had to be told in each template: these draws were so by themselves."""
     assert build(Biographies(), 0).sha256.startswith("b1b58a1ae5ed6081")
     assert build(Biographies(people=32), 3).sha256.startswith("5c3b7a2711665268")
 
