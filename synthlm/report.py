@@ -205,13 +205,12 @@ def _write_page(
 ) -> Path:
     """``report.html``: one file that needs no other, images included."""
     jobs = {job for table in tables.values() if "job" in table for job in table["job"]}
-    seeds = {seed for table in tables.values() if "seed" in table for seed in table["seed"]}
     parts = [
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>synthlm report</title>",
         f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
         "<h1>What the optimizer does to what the model knows</h1>",
         *[f"<p>{escape(paragraph)}</p>" for paragraph in study.split("\n\n") if paragraph],
-        f"<p>{len(jobs)} jobs, {len(seeds)} seed(s). All numbers: <code>results.csv</code> and the CSV files"
+        f"<p>{len(jobs)} jobs. All numbers: <code>results.csv</code> and the CSV files"
         " of <code>tables/</code>.</p>",
         "<h2>Verdicts</h2>",
         _table(

@@ -29,7 +29,8 @@ def sbatch(script: str) -> None:
         environment = {**os.environ, "SLURM_JOB_ID": job}
         if task:
             environment |= {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": task}
-        command = f"bash {script} && state=COMPLETED || state=FAILED; echo $state > {ROOT}/{name}.state"
+        end = f"echo $state > {ROOT}/{name}.new; mv {ROOT}/{name}.new {ROOT}/{name}.state"  # never seen half written
+        command = f"bash {script} && state=COMPLETED || state=FAILED; {end}"
         process = subprocess.Popen(
             command, shell=True, env=environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -160,7 +160,10 @@ class SlurmEngine(RemoteEngine):
         jobs = [batch.job for batch in self._open.values()]
         for job in jobs:
             with contextlib.suppress(OSError):
-                job.cancel(check=False)
+                if self._local:  # submitit would send SIGINT, which processes started in the background ignore
+                    os.kill(int(job.job_id), signal.SIGTERM)
+                else:
+                    job.cancel(check=False)
         deadline = time.monotonic() + CANCEL_SECONDS
         while self._local and not all(job.done() for job in jobs) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -47,7 +47,7 @@ def test_batches_are_one_array_and_settings_reach_sbatch(cluster: Path, store: S
     assert pool.workers == 64
     for number in range(3):
         pool.submit(number, [FakeJob(name=str(number))])
-    assert all(outcome.error is None for outcome in wait_all(pool, 3).values())
+    assert {batch: outcome.error for batch, outcome in wait_all(pool, 3).items()} == dict.fromkeys(range(3))
     assert len(store.keys()) == 3
     (script,) = cluster.glob("*.sh")
     lines = set(script.read_text().splitlines())
