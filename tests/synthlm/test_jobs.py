@@ -60,7 +60,8 @@ LANGUAGE_FIELDS = {
 }  # fmt: skip
 TRAINING_FIELDS = {
     "training.steps": 11, "training.batch": 5, "training.clip": 1.0, "training.evaluations": 3,
-    "training.evaluate_every": 2, "training.perturb": {"kind": "noise", "sigma": 0.01}, "training.edge": {"every": 1, "window": 3},
+    "training.evaluate_every": 2, "training.perturb": {"kind": "noise", "sigma": 0.01},
+    "training.edge": {"every": 1, "window": 3},
     "training.checkpoints": 1, "training.schedule.shape": "linear", "training.schedule.warmup_fraction": 0.1,
     "training.schedule.decay_fraction": 0.3, "training.schedule.final": 0.2,
 }  # fmt: skip
