@@ -62,9 +62,8 @@ def cost_of_a_record(rule: str, width: int, steps: int) -> tuple[float, float]:
             jobs(rule, width, steps), Store(Path(folder)), "cpu", lambda *_: marks.append(time.perf_counter())
         )
     filled = 2 * EdgeConfig().window
-    taken = np.diff(marks)[
-        filled:-1
-    ]  # from step filled + 2 on, which is recorded; the last step is evaluated
+    # from step filled + 2 on, which is recorded; the last step is evaluated
+    taken = np.diff(marks)[filled:-1]
     recorded, plain = taken[::2], taken[1::2]
     pairs = min(len(recorded), len(plain))
     extra = np.median(recorded[:pairs] - plain[:pairs])

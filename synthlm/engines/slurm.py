@@ -160,9 +160,8 @@ class SlurmEngine(RemoteEngine):
         jobs = [batch.job for batch in self._open.values()]
         for job in jobs:
             with contextlib.suppress(OSError):
-                if (
-                    self._local
-                ):  # submitit would send SIGINT, which processes started in the background ignore
+                if self._local:
+                    # submitit would send SIGINT, which processes started in the background ignore
                     os.kill(int(job.job_id), signal.SIGTERM)
                 else:
                     job.cancel(check=False)
