@@ -54,6 +54,7 @@ def draw(data: pd.DataFrame, source: str) -> Figure:
         ax.set_ylabel(label)
     edge_style.ratio_axis(axes[1, 0], data["ratio"])
     axes[0, 0].set_ylim(0, 1.03)
+    axes[2, 0].set_ylim(0.5, max(2, data[["k_ratio", "k_mass"]].to_numpy().max()) + 0.5)
     axes[3, 0].set_ylim(0, 92)
     figure.suptitle(source, fontsize=8.5)
     nulls = ("directions", "stationary")

@@ -59,15 +59,18 @@ class RuleLanguage(Rule, SingleConfig):
         """Draw the rule and its items; held-out keys are no training keys."""
         drawn = self.draw(self.alphabet, self.generators(seed))
         shown = self.shown(drawn)
-        item_slice = (np.arange(len(drawn.keys)) >= drawn.train_items).astype(np.int64)
         goals = {"rule/train": "", "rule/heldout": "rule"}
+        if shown is not None:  # an item is named by its last slice: held out
+            goals = {"rule/train": "", "rule/shown": "", "rule/heldout": "rule"}
+        heldout = len(goals) - 1
+        item_slice = np.where(np.arange(len(drawn.keys)) < drawn.train_items, 0, heldout)
         return assemble(
             self,
             prompts=drawn.keys,
             answers=drawn.answers,
             item_slice=item_slice,
-            answer_slice=None if shown is None else np.where(shown, 2, item_slice[:, None]),
-            goals=goals if shown is None else goals | {"rule/shown": ""},
+            answer_slice=None if shown is None else np.where(shown, 1, item_slice[:, None]),
+            goals=goals,
             train_items=drawn.train_items,
             bits=0.0,
             rule_bits=drawn.rule_bits,
