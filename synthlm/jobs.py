@@ -129,7 +129,8 @@ class Pretrain(_Job):
     @model_validator(mode="after")
     def _fits(self) -> "Pretrain":
         _check_fit(self.model, self.language, self.training)
-        _check_edge(self.training, self.model.layout)
+        if self.training.edge is not None:  # a layout takes longer than all other checks of a job
+            _check_edge(self.training.edge, self.model.layout)
         return self
 
     @field_validator("aux")
@@ -178,7 +179,8 @@ class Finetune(_Job):
                 lora.targets(self.method, self.base.model.layout)
             except InputError as error:
                 raise ValueError(f"method.{error}") from None
-        _check_edge(self.training, self.trained)
+        if self.training.edge is not None:
+            _check_edge(self.training.edge, self.trained)
         return self
 
     @field_validator("aux")
@@ -352,10 +354,9 @@ def _check_fit(model: ModelConfig, language: LanguageConfig, training: Training)
         )
 
 
-def _check_edge(training: Training, trained: Layout) -> None:
+def _check_edge(edge: EdgeConfig, trained: Layout) -> None:
     try:
-        if training.edge is not None:
-            training.edge.check(trained)
+        edge.check(trained)
     except InputError as error:
         raise ValueError(f"training.edge.{error}") from None
 
