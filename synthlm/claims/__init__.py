@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from synthlm.claims import basins, consistency, edge, mechanism, tendency
+from synthlm.claims import basins, consistency, edge, mechanism, small_data, tendency
 from synthlm.claims.verdicts import Verdict
 
-JUDGES = (consistency, mechanism, basins, tendency, edge)
+JUDGES = (consistency, mechanism, basins, small_data, tendency, edge)
 """Modules with CONSTANTS and ``judge(tables)``, in the order of the report."""
 
 CONSTANTS = {module.__name__.rpartition(".")[2]: module.CONSTANTS for module in JUDGES}

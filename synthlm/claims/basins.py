@@ -13,7 +13,7 @@ import pandas as pd
 
 from synthlm.analysis.basins import crossing
 from synthlm.bases import judge_bases, passed_pairs
-from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
+from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, few_seeds, with_holm
 from synthlm.frontier import LEVELS, MINIMUM_TOP, ON_GRID, frontiers, matched_levels
 from synthlm.statistics import LEVEL
 
@@ -211,9 +211,7 @@ def _headline(name: str, found: pd.DataFrame) -> Estimate:
 
 def _seeds(found: pd.DataFrame) -> list[str]:
     known = found.dropna(subset="effect")
-    n, notes = known["seed"].nunique(), []
-    if n < 5:
-        notes.append(f"{n} paired seed{'' if n == 1 else 's'}: fewer than the 5 a headline asks for")
+    notes = few_seeds(known["seed"].nunique())
     if len(known) < len(found):
         notes.append(f"{len(found) - len(known)} of {len(found)} comparisons have no number and do not count")
     return notes

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from synthlm.bases import PASS_ACCURACY, base_optimizers, judge_bases, passed_pairs
-from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
+from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, few_seeds, with_holm
 from synthlm.frontier import (
     LEVELS,
     MINIMUM_TOP,
@@ -247,10 +247,7 @@ def _by(counted: pd.DataFrame, key: str) -> list[Estimate]:
 def _caveats(
     cells: list[Comparison], counted: pd.DataFrame, bases: pd.DataFrame, rates: pd.DataFrame
 ) -> list[str]:
-    notes = []
-    n = counted["seed"].nunique()
-    if n < 5:
-        notes.append(f"{n} paired seed{'' if n == 1 else 's'}: fewer than the 5 a headline asks for")
+    notes = few_seeds(counted["seed"].nunique())
     for base, rows in bases[~bases["passed"]].groupby("base"):
         seeds = "; ".join(f"seed {row.seed}: {row.why}" for row in rows.itertuples())
         notes.append(f"base {base} failed pretraining ({seeds})")

@@ -11,7 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
+from synthlm.claims.verdicts import (
+    Cell,
+    Estimate,
+    Verdict,
+    complete_cells,
+    decide,
+    estimate,
+    few_seeds,
+    with_holm,
+)
 from synthlm.edge_scores import CELL, LEAST_SEEDS, RUN, auc, depths, gap_positions, leads, pairs
 from synthlm.statistics import LEVEL
 
@@ -111,9 +120,7 @@ def judge(tables: Mapping[str, pd.DataFrame]) -> list[Verdict]:
 
 def _by_seed(rows: pd.DataFrame, values: pd.Series, seeds: Sequence[int]) -> np.ndarray:
     """Mean over the cells that have a value on every seed, one number a seed; empty without such a cell."""
-    cells = [rows[name] for name in CELL if name in rows]
-    wide = values.astype(float).groupby([*cells, rows["seed"]]).mean().unstack("seed")
-    complete = wide.reindex(columns=list(seeds)).dropna()
+    complete = complete_cells(rows, [name for name in CELL if name in rows], values, seeds)
     return complete.mean(axis=0).to_numpy(float) if len(complete) else np.empty(0)
 
 
@@ -161,7 +168,7 @@ def _first(
         *_lead_estimates(onsets, seeds),
     ]  # fmt: skip
     paired = pairs(runs)
-    caveats = [f"{(paired['why'] != '').sum()} of {len(paired)} pairs do not count"]
+    caveats = [f"{(paired['why'] != '').sum()} of {len(paired)} pairs do not count", *few_seeds(len(seeds))]
     signs = {np.sign(cell.estimate.effect) for cell in cells if cell.counted}
     if len(signs) > 1:
         caveats.append(
@@ -267,7 +274,7 @@ def _second(windows: pd.DataFrame, found: pd.DataFrame, seeds: Sequence[int]) ->
         )
         secondary.append(replace(share, p=math.nan))
     means = plain.groupby("arm")[["k", "stationary"]].mean()
-    caveats = [
+    caveats = few_seeds(len(seeds)) + [
         f"mean k* of {arm}: {row['k']:.2f}; of updates of its lag correlation: {row['stationary']:.2f}"
         for arm, row in means.iterrows()
     ]

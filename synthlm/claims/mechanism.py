@@ -18,7 +18,7 @@ import pandas as pd
 
 from synthlm.analysis.prediction import partial_rank_correlation, rank_correlation, unseen_r2
 from synthlm.bases import judge_bases, passed_pairs
-from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, with_holm
+from synthlm.claims.verdicts import Cell, Estimate, Verdict, decide, estimate, few_seeds, with_holm
 from synthlm.statistics import LEVEL
 
 SMALLEST_SIZE = 0.05
@@ -165,10 +165,7 @@ def _cells(found: pd.DataFrame, keys: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def _seed_caveats(found: pd.DataFrame) -> list[str]:
-    n = found.dropna(subset="effect")["seed"].nunique()
-    notes = []
-    if n < 5:
-        notes.append(f"{n} paired seed{'' if n == 1 else 's'}: fewer than the 5 a headline asks for")
+    notes = few_seeds(found.dropna(subset="effect")["seed"].nunique())
     missing = int(found["effect"].isna().sum())
     if missing:
         notes.append(f"{missing} of {len(found)} comparisons have no number and do not count")

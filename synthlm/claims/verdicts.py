@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from synthlm.statistics import holm, paired_difference
@@ -68,6 +69,25 @@ def estimate(name: str, values: ArrayLike) -> Estimate:
     paired = paired_difference(values)
     interval = paired.interval
     return Estimate(name, interval.mean, interval.low, interval.high, interval.n, paired.p)
+
+
+def complete_cells(
+    rows: pd.DataFrame, cell: Sequence[str], values: pd.Series, seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Mean of ``values`` (aligned with ``rows``) by cell and seed ``[cell, seed]``, of the cells that have a value on
+    every one of ``seeds``: so every seed's mean over them is of the same cells."""
+    wide = values.astype(float).groupby([*(rows[name] for name in cell), rows["seed"]]).mean().unstack("seed")
+    return wide.reindex(columns=list(seeds)).dropna()
+
+
+WANTED_SEEDS = 5
+"""Paired seeds that a headline asks for."""
+
+
+def few_seeds(n: int) -> list[str]:
+    """A caveat when there are fewer seeds than a headline asks for."""
+    text = f"{n} paired seed{'' if n == 1 else 's'}: fewer than the {WANTED_SEEDS} a headline asks for"
+    return [text] if n < WANTED_SEEDS else []
 
 
 def with_holm(estimates: Sequence[Estimate]) -> list[Estimate]:

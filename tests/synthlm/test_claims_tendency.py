@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synthlm.claims import tendency as claims
+from synthlm.claims import small_data as c6
+from synthlm.claims import tendency as c7
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ PAIRS = {("adamw", "adamw"): 0.6, ("muon", "muon"): 0.4, ("adamw", "muon"): 0.5,
 
 
 def verdict_c6(table: pd.DataFrame):
-    return claims.judge({"small_data": table})[0]
+    return c6.judge({"small_data": table})[0]
 
 
 def test_c6_finds_a_planted_effect_in_cells_that_speak(generator) -> None:
@@ -168,7 +169,7 @@ def test_c6_names_bases_that_did_not_learn_their_language(generator) -> None:
             )
         ]
     )  # fmt: skip
-    found = claims.judge({"small_data": small_data(PAIRS, generator), "small_data_bases": bases})[0]
+    found = c6.judge({"small_data": small_data(PAIRS, generator), "small_data_bases": bases})[0]
     assert (
         "bases left out, below an accuracy of 0.9 in their own language: muon of seed 1 (0.87), adamw of seed 1"
         " (diverged)" in found.caveats
@@ -229,7 +230,7 @@ def tendency_table(
 
 
 def verdict_c7(table: pd.DataFrame, **others: pd.DataFrame):
-    return claims.judge({"tendency": table, **others})[0]
+    return c7.judge({"tendency": table, **others})[0]
 
 
 def test_c7_in_closed_form(generator) -> None:
@@ -359,6 +360,6 @@ def test_c7_tells_of_single_items_too(generator) -> None:
 
 
 def test_nothing_to_judge_without_tables(generator) -> None:
-    assert claims.judge({}) == []
+    assert c6.judge({}) == c7.judge({}) == []
     only_adamw = verdict_c7(tendency_table({"adamw": 0.9}, generator))
     assert (only_adamw.verdict, only_adamw.reason) == ("inconclusive", "nothing to compare")
